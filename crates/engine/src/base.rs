@@ -1,0 +1,50 @@
+//! The base model: a decoder and its output head.
+
+use std::{path::Path, sync::Arc};
+
+use attune_kernels::{Linear, Threads};
+use candle_core::Tensor;
+
+use crate::{Assets, Decoder, ForwardError, LoadError, LoadOptions, ops};
+
+/// The model that decides every token.
+pub struct BaseModel {
+    /// Configuration, tokenizer and names.
+    pub assets: Assets,
+    /// The layers.
+    pub decoder: Decoder,
+    head: Linear,
+    threads: Threads,
+}
+
+impl BaseModel {
+    /// Loads a checkpoint folder.
+    ///
+    /// # Errors
+    /// Names the file and the tensor at fault.
+    pub fn load(folder: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
+        let (assets, checkpoint) = Assets::open(folder, id, options)?;
+        let config = &assets.config;
+        let shape = [config.vocab, config.hidden];
+        let embedding = Arc::new(checkpoint.table("model.embed_tokens.weight", shape)?);
+        let head = checkpoint.f32(config.head_tensor(), &shape)?;
+        Ok(Self {
+            decoder: Decoder::load(config, &checkpoint, embedding, assets.format, &options.threads)?,
+            head: Linear::pack(&head, config.vocab, config.hidden, None, assets.format)?,
+            threads: options.threads.clone(),
+            assets,
+        })
+    }
+
+    /// The logits of hidden states: `[rows, d]` to `[rows, V]`, row-major.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>, ForwardError> {
+        if hidden.dim(0)? == 0 {
+            return Ok(Vec::new());
+        }
+        let logits = ops::linear(hidden, &self.head, &self.threads)?;
+        Ok(logits.flatten_all()?.to_vec1()?)
+    }
+}

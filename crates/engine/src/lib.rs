@@ -1,0 +1,33 @@
+//! Batched transformer decoding: model families, KV blocks, checkpoints, tokenizers.
+//!
+//! One forward pass ([`Decoder::forward`]) takes packed rows of any number of sequences, prefill and
+//! decode together, each with its own positions and block table. A row's hidden state is the same
+//! bits whatever the company, the chunking of its prefill and the number of threads.
+#![deny(unsafe_code)]
+
+mod assets;
+mod base;
+mod chat;
+mod checkpoint;
+mod config;
+mod decoder;
+mod error;
+pub mod hub;
+pub mod kv;
+mod ops;
+mod persrm;
+pub mod random_checkpoint;
+mod rope;
+mod text;
+mod tokenizer;
+
+pub use assets::{Assets, LoadOptions};
+pub use base::BaseModel;
+pub use chat::{ChatTemplate, Message, PreferenceTemplate};
+pub use checkpoint::Checkpoint;
+pub use config::{DecoderConfig, Rope, RopeScaling};
+pub use decoder::{Decoder, Output, SequenceRows};
+pub use error::{ForwardError, LoadError};
+pub use persrm::{DefaultReference, PersRm, Side};
+pub use text::{Piece, TextStream};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,257 @@
+//! The personalised reward model (PersRM): a decoder whose features, weighted by a person's `w_p`,
+//! score candidate tokens.
+//!
+//! `r(a) = E_theta[a] . (w_p * phi(h_theta)) - E_ref[a] . (w_p * phi(h_ref))`, with `phi` the
+//! identity, or the official release's `W_v h + b_v`.
+
+use std::{path::Path, sync::Arc};
+
+use attune_kernels::{EmbeddingTable, Linear};
+use candle_core::{Device, Tensor};
+use serde::Deserialize;
+
+use crate::{
+    Assets, Checkpoint, Decoder, DecoderConfig, ForwardError, LoadError, LoadOptions, Output,
+    PreferenceTemplate, SequenceRows, kv::BLOCK_SIZE, kv::KvCache, kv::blocks_for, ops,
+};
+
+/// `attune.json`: how a PersRM wants to be used. Every key may be absent.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    /// A template of the last user message, over `preference` and `content`.
+    template: Option<String>,
+    /// "ones", or "head": `weight_head.safetensors` reads `w_p` off the preference text.
+    weights: WeightsForm,
+    /// The default reference.
+    reference: Option<DefaultReference>,
+    /// The folder, within this one, of the weights before training.
+    reference_model: Option<String>,
+    /// The scale of the loss it was trained with; the fit of profiles uses it.
+    beta: Option<f64>,
+}
+
+#[derive(Deserialize, Default, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum WeightsForm {
+    #[default]
+    Ones,
+    Head,
+}
+
+/// The reference that a PersRM was made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DefaultReference {
+    /// Its own weights before training.
+    Model,
+    /// The base model.
+    Generator,
+    /// None.
+    None,
+}
+
+/// Which of the two models of a PersRM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The trained one.
+    Policy,
+    /// The one before training.
+    Reference,
+}
+
+/// A decoder with the rows of its output embedding.
+struct Scorer {
+    decoder: Decoder,
+    head: Arc<EmbeddingTable>,
+}
+
+/// A personalised reward model.
+pub struct PersRm {
+    /// Configuration, tokenizer and names.
+    pub assets: Assets,
+    /// Puts a preference into a prompt.
+    pub template: PreferenceTemplate,
+    /// The reference to use where a guidance names none.
+    pub default_reference: DefaultReference,
+    /// The scale of the loss it was trained with.
+    pub beta: f64,
+    policy: Scorer,
+    reference: Option<Scorer>,
+    /// The official release's full matrix.
+    value_head: Option<Linear>,
+    /// From the hidden state at the end of a preference text to `w_p`.
+    weight_head: Option<Linear>,
+    options: LoadOptions,
+}
+
+impl PersRm {
+    /// Loads a checkpoint folder with what stands beside it: `attune.json`,
+    /// `value_head.safetensors`, `weight_head.safetensors`, and the reference's folder.
+    ///
+    /// # Errors
+    /// Names the file and the tensor at fault.
+    pub fn load(folder: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
+        let (assets, checkpoint) = Assets::open(folder, id, options)?;
+        let settings = settings(folder)?;
+        let (policy, reference) = match &settings.reference_model {
+            None => (Scorer::load(&assets, &assets.config, &checkpoint, options)?, None),
+            Some(name) => {
+                let folder = subfolder(folder, name)?;
+                let mut config = DecoderConfig::load(&folder)?;
+                config.context = config.context.min(assets.config.context);
+                let same = |c: &DecoderConfig| (c.layers, c.kv_heads * c.head_dim, c.hidden, c.vocab);
+                if same(&config) != same(&assets.config) {
+                    return Err(LoadError::file(&folder, "the reference's shape differs from the model's"));
+                }
+                let reference = Scorer::load(&assets, &config, &Checkpoint::open(&folder)?, options)?;
+                (Scorer::load(&assets, &assets.config, &checkpoint, options)?, Some(reference))
+            }
+        };
+        let d = assets.config.hidden;
+        let format = assets.format;
+        let head = |file: &str, weight: &str, bias: &str| {
+            let tensors = Checkpoint::open_file(folder, file)?;
+            let (weight, bias) = (tensors.f32(weight, &[d, d])?, tensors.f32(bias, &[d])?);
+            Ok::<_, LoadError>(Linear::pack(&weight, d, d, Some(&bias), format)?)
+        };
+        let value_head = folder
+            .join("value_head.safetensors")
+            .exists()
+            .then(|| head("value_head.safetensors", "v_head.summary.weight", "v_head.summary.bias"))
+            .transpose()?;
+        let weight_head = (settings.weights == WeightsForm::Head)
+            .then(|| head("weight_head.safetensors", "weight", "bias"))
+            .transpose()?;
+        let fallback =
+            if reference.is_some() { DefaultReference::Model } else { DefaultReference::Generator };
+        let default_reference = settings.reference.unwrap_or(fallback);
+        if default_reference == DefaultReference::Model && reference.is_none() {
+            let problem = "`reference` is \"model\", but `reference_model` names no folder";
+            return Err(LoadError::file(&folder.join("attune.json"), problem));
+        }
+        Ok(Self {
+            template: PreferenceTemplate::new(settings.template.as_deref())
+                .map_err(|e| LoadError::file(&folder.join("attune.json"), e))?,
+            default_reference,
+            beta: settings.beta.unwrap_or(0.1),
+            policy,
+            reference,
+            value_head,
+            weight_head,
+            options: options.clone(),
+            assets,
+        })
+    }
+
+    /// Whether the weights before training are here, for reference MODEL.
+    pub fn has_reference(&self) -> bool {
+        self.reference.is_some()
+    }
+
+    /// Whether `w_p` is read off a preference text.
+    pub fn has_weight_head(&self) -> bool {
+        self.weight_head.is_some()
+    }
+
+    /// A cache of `blocks` blocks for one side. Both sides use the same block ids.
+    ///
+    /// # Errors
+    /// The device has too little memory.
+    pub fn cache(&self, blocks: usize) -> Result<KvCache, ForwardError> {
+        KvCache::new(&self.assets.config, blocks, &Device::Cpu)
+    }
+
+    /// The features `phi(h)` of the wanted rows, one `[d]` each.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// Without a reference, for `Side::Reference`; `has_reference` tells.
+    pub fn features(
+        &self,
+        side: Side,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+    ) -> Result<Vec<Vec<f32>>, ForwardError> {
+        let hidden = self.scorer(side).decoder.forward(sequences, cache)?;
+        if hidden.dim(0)? == 0 {
+            return Ok(Vec::new());
+        }
+        let features = match &self.value_head {
+            Some(head) => ops::linear(&hidden, head, &self.options.threads)?,
+            None => hidden,
+        };
+        Ok(features.to_vec2()?)
+    }
+
+    /// `w_p` read off a preference text by the head, `[d]`; `None` where the model has no head.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn preference_weights(&self, text: &[u32]) -> Result<Option<Vec<f32>>, ForwardError> {
+        let Some(head) = &self.weight_head else { return Ok(None) };
+        // Short and seldom, so it has a cache of its own rather than a place in the running batch.
+        let blocks: Vec<u32> = (0..blocks_for(text.len()) as u32).collect();
+        debug_assert!(blocks.len() * BLOCK_SIZE >= text.len());
+        let cache = self.cache(blocks.len())?;
+        let rows = SequenceRows { tokens: text, start: 0, blocks: &blocks, output: Output::Last };
+        let hidden: Tensor = self.policy.decoder.forward(&[rows], &cache)?;
+        let weights = ops::linear(&hidden, head, &self.options.threads)?;
+        Ok(Some(weights.flatten_all()?.to_vec1()?))
+    }
+
+    /// The rows of a side's output embedding, `[V, d]`. Only those asked about are ever multiplied.
+    ///
+    /// # Panics
+    /// As `features`.
+    pub fn head(&self, side: Side) -> &EmbeddingTable {
+        &self.scorer(side).head
+    }
+
+    #[allow(clippy::expect_used)]
+    fn scorer(&self, side: Side) -> &Scorer {
+        match side {
+            Side::Policy => &self.policy,
+            Side::Reference => self.reference.as_ref().expect("callers ask has_reference first"),
+        }
+    }
+}
+
+impl Scorer {
+    fn load(
+        assets: &Assets,
+        config: &DecoderConfig,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+    ) -> Result<Self, LoadError> {
+        let shape = [config.vocab, config.hidden];
+        let embedding = Arc::new(checkpoint.table("model.embed_tokens.weight", shape)?);
+        let head = if config.tied {
+            Arc::clone(&embedding)
+        } else {
+            Arc::new(checkpoint.table(config.head_tensor(), shape)?)
+        };
+        let decoder = Decoder::load(config, checkpoint, embedding, assets.format, &options.threads)?;
+        Ok(Self { decoder, head })
+    }
+}
+
+fn settings(folder: &Path) -> Result<Settings, LoadError> {
+    let path = folder.join("attune.json");
+    if !path.exists() {
+        return Ok(Settings::default());
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| LoadError::file(&path, e))?;
+    serde_json::from_str(&text).map_err(|e| LoadError::file(&path, e))
+}
+
+fn subfolder(folder: &Path, name: &str) -> Result<std::path::PathBuf, LoadError> {
+    let path = folder.join(name);
+    if Path::new(name).file_name().is_none_or(|f| f != name) || !path.is_dir() {
+        let problem = format!("`reference_model` is `{name}`, which is no folder within this one");
+        return Err(LoadError::file(&folder.join("attune.json"), problem));
+    }
+    Ok(path)
+}

@@ -1,0 +1,1 @@
+//! What both services share: configuration, telemetry, health, shutdown.

@@ -1,0 +1,3 @@
+//! The trainers and the demo world they are shown on.
+
+pub mod world;

@@ -1,0 +1,32 @@
+//! The wire of Attune, compiled from `proto/attune/**.proto`. The comments on every message and
+//! field stand in those files.
+
+/// Generator and reward worker, once per decoding step.
+pub mod reward {
+    /// Package `attune.reward.v1`.
+    pub mod v1 {
+        tonic::include_proto!("attune.reward.v1");
+    }
+}
+
+/// Clients and the generator.
+pub mod generator {
+    /// Package `attune.generator.v1`.
+    pub mod v1 {
+        tonic::include_proto!("attune.generator.v1");
+    }
+}
+
+/// People's profiles.
+pub mod profile {
+    /// Package `attune.profile.v1`.
+    pub mod v1 {
+        tonic::include_proto!("attune.profile.v1");
+    }
+}
+
+/// The encoded `FileDescriptorSet` of all three packages, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Version of the pair's protocol; both sides name theirs in `Describe`.
+pub const PROTOCOL_VERSION: u32 = 1;

@@ -1,0 +1,1 @@
+//! The generator: decodes every token with the base model.

@@ -1,0 +1,1 @@
+//! The reward worker: scores candidate tokens with a personalised reward model.
