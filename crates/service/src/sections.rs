@@ -1,0 +1,109 @@
+//! The sections of a configuration that both services have.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, check_range, invalid};
+
+/// `[server]`: where and how gRPC is served.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// The address of the service; port 0 takes a free one. Default: loopback.
+    pub listen: SocketAddr,
+    /// The address of the admin port (plain text, no authentication: keep it on loopback or inside the
+    /// pod). Absent: none.
+    pub admin_listen: Option<SocketAddr>,
+    /// The largest message that is read, in bytes, 64 KiB to 1 GiB. Default: 16 MiB.
+    pub max_message_bytes: usize,
+    /// How long running calls may go on once a shutdown was asked for, in seconds, 0 to 3600.
+    /// Default: 20.
+    pub drain_seconds: f64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self::on_port(0)
+    }
+}
+
+impl ServerConfig {
+    /// The defaults, listening on this loopback port.
+    pub fn on_port(port: u16) -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            admin_listen: None,
+            max_message_bytes: 16 << 20,
+            drain_seconds: 20.0,
+        }
+    }
+
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] names the key and what is allowed.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_range("server.max_message_bytes", self.max_message_bytes, (64 << 10)..=(1 << 30))?;
+        check_range("server.drain_seconds", self.drain_seconds, 0.0..=3600.0)?;
+        Ok(())
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line, for collectors.
+    Json,
+}
+
+/// Whether log lines are coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogColor {
+    /// When stderr is a terminal and `NO_COLOR` is not set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// `[log]`: what is logged to stderr, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// A level (error, warn, info, debug, trace), or directives such as "info,attune_engine=debug".
+    /// Default: info.
+    pub filter: String,
+    /// text or json. Default: text.
+    pub format: LogFormat,
+    /// auto, always or never. Default: auto.
+    pub color: LogColor,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: LogFormat::Text, color: LogColor::Auto }
+    }
+}
+
+impl LogConfig {
+    /// Checks the filter.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] says what a filter looks like.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        match tracing_subscriber::EnvFilter::try_new(&self.filter) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(invalid(
+                "log.filter",
+                &self.filter,
+                format!("a level or directives such as \"info,attune_engine=debug\" ({error})"),
+            )),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! A gRPC server with what every service of ours has: health, reflection, keep-alive, and a shutdown
+//! that ends.
+
+use std::{convert::Infallible, io::Write as _, net::SocketAddr, time::Duration};
+
+use axum::response::IntoResponse;
+use futures::FutureExt as _;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    body::Body,
+    codegen::{Service, http::Request},
+    server::NamedService,
+    service::{Routes, RoutesBuilder},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{listener::Bound, sections::ServerConfig};
+
+/// A silent peer is asked for a sign of life after this long.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// And given up after this long.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A full batch of candidates with its rewards is some 30 KB: the windows leave room for many of them,
+/// so that no step waits for a window update.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// Every call had ended by itself.
+    Complete,
+    /// Calls that were still running at the deadline were cut off.
+    DeadlinePassed,
+}
+
+/// Why a server could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The service's descriptors do not fit together: a fault of the program.
+    #[error("cannot serve reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The transport failed.
+    #[error("the server on {address} failed: {source}")]
+    Transport {
+        /// Where it listened.
+        address: SocketAddr,
+        /// What failed.
+        source: tonic::transport::Error,
+    },
+}
+
+/// Says how healthy the services are, on the service's port and on the admin port alike. Nothing is
+/// healthy before the first [`Health::set_serving`].
+#[derive(Debug, Clone)]
+pub struct Health {
+    reporter: HealthReporter,
+    names: Vec<&'static str>,
+    ready: tokio::sync::watch::Sender<bool>,
+}
+
+impl Health {
+    fn new() -> Self {
+        Self {
+            reporter: HealthReporter::new(),
+            names: vec![""],
+            ready: tokio::sync::watch::Sender::new(false),
+        }
+    }
+
+    /// Sets all services, and the server as a whole, to SERVING or NOT_SERVING.
+    pub async fn set_serving(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in &self.names {
+            self.reporter.set_service_status(name, status).await;
+        }
+        self.ready.send_replace(serving);
+    }
+
+    /// Whether the services are SERVING.
+    pub fn is_serving(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    pub(crate) fn service(
+        &self,
+    ) -> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
+        let service = tonic_health::server::HealthService::from_health_reporter(self.reporter.clone());
+        tonic_health::pb::health_server::HealthServer::new(service)
+    }
+}
+
+/// A server and its services.
+#[derive(Debug)]
+pub struct Server {
+    routes: RoutesBuilder,
+    health: Health,
+    drain: Duration,
+}
+
+impl Server {
+    /// A server without services yet.
+    pub fn new(config: &ServerConfig) -> Self {
+        Self {
+            routes: RoutesBuilder::default(),
+            health: Health::new(),
+            drain: Duration::from_secs_f64(config.drain_seconds.clamp(0.0, 3600.0)),
+        }
+    }
+
+    /// Adds a generated service. Set its message limit yourself:
+    /// `XServer::new(api).max_decoding_message_size(config.max_message_bytes)`.
+    #[must_use]
+    pub fn add_service<S>(mut self, service: S) -> Self
+    where
+        S: Service<Request<Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
+        S::Response: IntoResponse,
+        S::Future: Send + 'static,
+    {
+        self.routes.add_service(service);
+        self.health.names.push(S::NAME);
+        self
+    }
+
+    /// The health of the services added so far; call it after the last of them.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// Prints `listening on ADDRESS` as one line to stdout, serves until `shutdown` is cancelled, then
+    /// reports NOT_SERVING, takes no new connections, and gives running calls the drain time of the
+    /// configuration before they are cut off.
+    ///
+    /// Health stays NOT_SERVING until [`Health::set_serving`] is called.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn serve(mut self, bound: Bound, shutdown: CancellationToken) -> Result<Drain, ServeError> {
+        if !self.health.is_serving() {
+            self.health.set_serving(false).await;
+        }
+        let mut v1 = tonic_reflection::server::Builder::configure();
+        // Older clients (grpcurl among them) know only the alpha.
+        let mut v1alpha = tonic_reflection::server::Builder::configure();
+        for set in [attune_proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET] {
+            v1 = v1.register_encoded_file_descriptor_set(set);
+            v1alpha = v1alpha.register_encoded_file_descriptor_set(set);
+        }
+        let health = self.health.service();
+        let served = self.health.names.iter().copied().filter(|name| !name.is_empty());
+        for name in served.chain([service_name(&health)]) {
+            v1 = v1.with_service_name(name);
+            v1alpha = v1alpha.with_service_name(name);
+        }
+        self.routes.add_service(health).add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
+        let address = bound.address();
+        announce("listening on", address);
+        let drained =
+            serve_routes(self.routes.routes(), bound, Some(&self.health), shutdown, self.drain).await?;
+        match drained {
+            Drain::Complete => tracing::info!(%address, "drained: every call has ended"),
+            Drain::DeadlinePassed => {
+                tracing::warn!(%address, seconds = self.drain.as_secs_f64(), "drain deadline passed: the calls still running were cut off");
+            }
+        }
+        Ok(drained)
+    }
+}
+
+fn service_name<S: NamedService>(_: &S) -> &'static str {
+    S::NAME
+}
+
+/// Tells whoever started the process where it listens: one line, `<what> <address>`. A closed stdout is
+/// nobody's failure.
+pub(crate) fn announce(what: &str, address: SocketAddr) {
+    let mut out = std::io::stdout().lock();
+    if writeln!(out, "{what} {address}").and_then(|()| out.flush()).is_err() {
+        tracing::debug!(%address, "stdout is closed");
+    }
+}
+
+/// Serves until `shutdown`, then drains for at most `drain`. HTTP/1 is accepted as well: the admin port
+/// needs it, and to a gRPC client it makes no difference.
+pub(crate) async fn serve_routes(
+    routes: Routes,
+    bound: Bound,
+    health: Option<&Health>,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> Result<Drain, ServeError> {
+    let address = bound.address();
+    let abort = CancellationToken::new();
+    let _abort_on_drop = abort.clone().drop_guard();
+    let transport = tonic::transport::Server::builder()
+        .accept_http1(true)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(bound.connections(abort.clone()), shutdown.clone().cancelled_owned());
+    let mut transport = std::pin::pin!(transport.map(|done| {
+        done.map(|()| Drain::Complete).map_err(|source| ServeError::Transport { address, source })
+    }));
+    tokio::select! {
+        done = &mut transport => return done,
+        () = shutdown.cancelled() => {}
+    }
+    if let Some(health) = health {
+        health.set_serving(false).await;
+    }
+    // The transport's own graceful shutdown waits for open streams without an end.
+    match tokio::time::timeout(drain, &mut transport).await {
+        Ok(done) => done,
+        Err(_) => {
+            abort.cancel();
+            // The connections see it at once and end; the second wait is only for them to be dropped.
+            match tokio::time::timeout(Duration::from_secs(1), transport).await {
+                Ok(done) => done.map(|_| Drain::DeadlinePassed),
+                Err(_) => Ok(Drain::DeadlinePassed),
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! gRPC statuses with `google.rpc` details, so that clients need not parse sentences.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
+
+/// One field at fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The field as a path from the request ("sampling.top_p", "guidances[1].strength").
+    pub field: String,
+    /// What is wrong, and what is allowed.
+    pub description: String,
+}
+
+impl Violation {
+    /// A field and what is wrong with it.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self { field: field.into(), description: description.into() }
+    }
+}
+
+/// INVALID_ARGUMENT for one field.
+pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Status {
+    invalid_all(vec![Violation::new(field, description)])
+}
+
+/// INVALID_ARGUMENT for every field at fault; the message holds them too, for clients without details.
+pub fn invalid_all(violations: Vec<Violation>) -> Status {
+    let message: Vec<String> = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
+    let fields: Vec<FieldViolation> =
+        violations.into_iter().map(|v| FieldViolation::new(v.field, v.description)).collect();
+    Status::with_error_details(
+        Code::InvalidArgument,
+        message.join("; "),
+        ErrorDetails::with_bad_request(fields),
+    )
+}
+
+/// RESOURCE_EXHAUSTED: full now, worth another try after `retry_after`.
+pub fn exhausted(message: impl Into<String>, retry_after: Duration) -> Status {
+    retry(Code::ResourceExhausted, message, retry_after)
+}
+
+/// UNAVAILABLE: nobody can serve it now, worth another try after `retry_after`.
+pub fn unavailable(message: impl Into<String>, retry_after: Duration) -> Status {
+    retry(Code::Unavailable, message, retry_after)
+}
+
+fn retry(code: Code, message: impl Into<String>, retry_after: Duration) -> Status {
+    Status::with_error_details(code, message, ErrorDetails::with_retry_info(Some(retry_after)))
+}
+
+/// FAILED_PRECONDITION: `subject` (a model, a profile) does not fit; no retry helps before it changes.
+/// `kind` is a class for programs, such as "TOKENIZER".
+pub fn precondition(kind: &str, subject: impl Into<String>, message: impl Into<String>) -> Status {
+    let message = message.into();
+    let violation = PreconditionViolation::new(kind, subject, message.clone());
+    Status::with_error_details(
+        Code::FailedPrecondition,
+        message,
+        ErrorDetails::with_precondition_failure(vec![violation]),
+    )
+}
+
+/// NOT_FOUND: no `kind` ("profile", "method", "reward_model") has this name.
+pub fn not_found(kind: &str, name: impl Into<String>, message: impl Into<String>) -> Status {
+    let message = message.into();
+    Status::with_error_details(
+        Code::NotFound,
+        message.clone(),
+        ErrorDetails::with_resource_info(kind, name, "", message),
+    )
+}
+
+/// UNIMPLEMENTED in this version.
+pub fn unimplemented(what: &str) -> Status {
+    Status::unimplemented(format!("{what} is not implemented in version {}", env!("CARGO_PKG_VERSION")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn violations_are_in_details_and_message() {
+        let status = invalid_all(vec![Violation::new("a", "must be 1"), Violation::new("b.c", "is empty")]);
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.message(), "a: must be 1; b.c: is empty");
+        let request = status.get_details_bad_request().unwrap();
+        assert_eq!(request.field_violations[1].field, "b.c");
+    }
+
+    #[test]
+    fn retries_say_when() {
+        let status = exhausted("full", Duration::from_millis(250));
+        let info = status.get_details_retry_info().unwrap();
+        assert_eq!(info.retry_delay, Some(Duration::from_millis(250)));
+        assert_eq!(unavailable("none", Duration::from_secs(1)).code(), Code::Unavailable);
+        assert!(precondition("TOKENIZER", "worker", "differs").get_details_precondition_failure().is_some());
+        assert!(not_found("profile", "x", "no such profile").get_details_resource_info().is_some());
+    }
+}
