@@ -387,7 +387,7 @@ mod tests {
         let text = demo("", &[("ATTUNE_GENERATOR_SERVER__LISTEN", "here")], &[]).unwrap_err().to_string();
         assert!(text.contains("server.listen"), "{text}");
         let text = demo("[log]\nformat = \"xml\"", &[], &[]).unwrap_err().to_string();
-        assert!(text.contains("json"), "{text}");
+        assert!(text.contains("json") && text.contains("log.format"), "{text}");
         let text = demo("server = 3", &[], &[]).unwrap_err().to_string();
         assert!(text.contains("`server`"), "{text}");
         let text = demo("slots = [", &[], &[]).unwrap_err().to_string();

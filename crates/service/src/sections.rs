@@ -52,7 +52,7 @@ impl ServerConfig {
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub enum LogFormat {
     /// For people.
     Text,
@@ -60,9 +60,22 @@ pub enum LogFormat {
     Json,
 }
 
+// Read by hand, since the derived message does not say what is allowed.
+impl TryFrom<String> for LogFormat {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("{text:?} is none of text or json")),
+        }
+    }
+}
+
 /// Whether log lines are coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub enum LogColor {
     /// When stderr is a terminal and `NO_COLOR` is not set.
     Auto,
@@ -70,6 +83,20 @@ pub enum LogColor {
     Always,
     /// Never.
     Never,
+}
+
+// Read by hand, since the derived message does not say what is allowed.
+impl TryFrom<String> for LogColor {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "auto" => Ok(Self::Auto),
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            _ => Err(format!("{text:?} is none of auto, always or never")),
+        }
+    }
 }
 
 /// `[log]`: what is logged to stderr, and how.
