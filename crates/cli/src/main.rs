@@ -1,0 +1,66 @@
+//! The `attune` command: generate, compare, describe, train, and write models to measure with.
+
+mod client;
+mod columns;
+mod compare;
+mod describe;
+mod failure;
+mod generate;
+mod json;
+mod models;
+mod request;
+mod stream;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Language models that answer in each person's way, aligned while they decode.
+#[derive(Debug, Parser)]
+#[command(name = "attune", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Generate a text, guided by any number of preferences.
+    Generate(Box<generate::GenerateArgs>),
+    /// Show what a generator (or a reward worker) serves.
+    Describe(describe::DescribeArgs),
+    /// Train models.
+    Train(train::TrainArgs),
+    /// Write seeded random models of known shapes, to test and measure with.
+    Models(models::ModelsArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Generate(args) => with_runtime(generate::run(*args)),
+        Command::Describe(args) => with_runtime(describe::run(args)),
+        Command::Train(args) => train::run(args),
+        Command::Models(args) => models::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}
+
+/// Runs a command until it is done or ctrl-c is pressed; what it had open is then dropped, which cancels
+/// it on the server.
+fn with_runtime(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        tokio::select! {
+            done = command => done,
+            pressed = tokio::signal::ctrl_c() => {
+                pressed?;
+                Err(failure::Interrupted.into())
+            }
+        }
+    })
+}

@@ -1,0 +1,448 @@
+//! From flags to a request. Ranges are the server's to check: it knows the model, and its answer names
+//! the field.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+use attune_proto::{
+    generator::v1::{
+        BaseContext, GenerateRequest, GuidanceTerm, OnRewardLoss, OutputOptions, Resume, Sampling,
+    },
+    reward::v1::{
+        ChatMessage, ChatMessages, Context, Guidance, Normalization, Prompt, Reference, TokenIds, Weights,
+        prompt,
+    },
+};
+use clap::ValueEnum;
+
+/// What the text continues.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[group(skip)]
+pub(crate) struct PromptArgs {
+    /// What to ask, as the user's message; `-` reads it from stdin.
+    #[arg(value_name = "PROMPT", required_unless_present_any = ["text", "prompt_ids"], conflicts_with_all = ["text", "prompt_ids"])]
+    pub(crate) prompt: Option<String>,
+    /// A system message before it.
+    #[arg(long, value_name = "TEXT", requires = "prompt")]
+    pub(crate) system: Option<String>,
+    /// Raw text to continue, without the chat template.
+    #[arg(long, value_name = "RAW", conflicts_with = "prompt_ids")]
+    pub(crate) text: Option<String>,
+    /// Token ids to continue, as they are.
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
+    pub(crate) prompt_ids: Vec<u32>,
+}
+
+/// Whose way the text shall have.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Guidance")]
+#[group(skip)]
+pub(crate) struct GuidanceArgs {
+    /// A preference in words; repeatable, all act at once.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prefer: Vec<String>,
+    /// How strongly a preference acts, in [-10, 10]; one for all of them, or one for each in their order
+    /// [default: 1].
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(crate) strength: Vec<f32>,
+    /// Limit each reward, less its mean over the candidates, to [-CLIP, CLIP] [default: no limit].
+    #[arg(long, value_name = "CLIP")]
+    pub(crate) clip: Option<f32>,
+    /// The person's weight vector: numbers, or a JSON file with them.
+    #[arg(long, value_name = "FILE.json|1,2,..", allow_hyphen_values = true)]
+    pub(crate) weights: Option<String>,
+    /// A stored profile.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    /// Which reward model [default: the only one, or any].
+    #[arg(long, value_name = "ID")]
+    pub(crate) reward_model: Option<String>,
+    /// How rewards are made [default: pad].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) method: Option<String>,
+    /// What a reward is measured against [default: the reward model's own choice].
+    #[arg(long, value_name = "WHICH")]
+    pub(crate) reference: Option<ReferenceArg>,
+    /// Over what the policy's values are normalised [default: candidates].
+    #[arg(long, value_name = "WHICH")]
+    pub(crate) normalization: Option<NormalizationArg>,
+    /// What the reward model reads: its own template with the preference, or the generator's prompt as
+    /// it is [default: template; as-is for --prompt-ids].
+    #[arg(long, value_name = "WHICH")]
+    pub(crate) guide_context: Option<GuideContextArg>,
+    /// Whether the base model sees the preferences too [default: plain].
+    #[arg(long, value_name = "WHICH")]
+    pub(crate) base_context: Option<BaseContextArg>,
+    /// What to do when no reward worker is left in mid-text [default: fail].
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_reward_loss: Option<OnRewardLossArg>,
+}
+
+/// How a token is chosen.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+#[group(skip)]
+pub(crate) struct SamplingArgs {
+    /// 0 is greedy [default: 0].
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(crate) temperature: Option<f32>,
+    /// How many of the highest base logits are considered, 1 to 64 [default: 10].
+    #[arg(long, value_name = "K")]
+    pub(crate) candidates: Option<u32>,
+    /// Keep the smallest set of best candidates with this probability, in (0, 1] [default: 1].
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) top_p: Option<f32>,
+    /// Leave out candidates below this share of the best base probability, in [0, 1] [default: 0].
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) min_p: Option<f32>,
+    /// The seed of the noise [default: drawn, and told at the end].
+    #[arg(long, value_name = "SEED")]
+    pub(crate) seed: Option<u64>,
+    /// The most tokens to generate [default: what the server allows].
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<u32>,
+    /// No end of text before this many tokens [default: 0].
+    #[arg(long, value_name = "N")]
+    pub(crate) min_tokens: Option<u32>,
+    /// A text that ends the generation; repeatable, at most 16.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// End-of-text is an ordinary token.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Makes tokens seen before less likely, in (0, 10] [default: 1].
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Added to a token's logit, in [-100, 100]; repeatable.
+    #[arg(long, value_name = "ID=VALUE", value_parser = bias)]
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    /// Go on behind these generated tokens.
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
+    pub(crate) resume_ids: Vec<u32>,
+}
+
+/// What to tell beside the text.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Output")]
+#[group(skip)]
+pub(crate) struct DetailArgs {
+    /// With --json: each token's reward under every guidance.
+    #[arg(long)]
+    pub(crate) token_rewards: bool,
+    /// With --json: the whole table of candidates at every step.
+    #[arg(long)]
+    pub(crate) candidate_tables: bool,
+}
+
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident => $wire:ident { $($(#[$case_doc:meta])* $case:ident => $to:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+        pub(crate) enum $name { $($(#[$case_doc])* $case,)* }
+
+        impl From<$name> for $wire {
+            fn from(choice: $name) -> Self {
+                match choice { $($name::$case => Self::$to,)* }
+            }
+        }
+    };
+}
+
+choice!(
+    /// `--reference`.
+    ReferenceArg => Reference {
+        /// The reward model before its training.
+        Model => Model,
+        /// The base model itself, as the official code does.
+        Generator => Generator,
+        /// Nothing: the policy's log-probability is the reward.
+        None => None,
+    }
+);
+choice!(
+    /// `--normalization`.
+    NormalizationArg => Normalization {
+        /// Over the candidates of the step.
+        Candidates => Candidates,
+        /// Over the vocabulary.
+        Vocabulary => Vocabulary,
+    }
+);
+choice!(
+    /// `--guide-context`.
+    GuideContextArg => Context {
+        /// The reward model's own template, with the preference in it.
+        Template => Template,
+        /// The generator's prompt ids.
+        AsIs => AsIs,
+    }
+);
+choice!(
+    /// `--base-context`.
+    BaseContextArg => BaseContext {
+        /// The base model never sees the preferences.
+        Plain => Plain,
+        /// They stand in its prompt as well.
+        WithPreference => WithPreference,
+    }
+);
+choice!(
+    /// `--on-reward-loss`.
+    OnRewardLossArg => OnRewardLoss {
+        /// End with an error.
+        Fail => Fail,
+        /// Go on without guidance; every such token says so.
+        ContinueUnguided => ContinueUnguided,
+    }
+);
+
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let (id, value) = text.split_once('=').ok_or("write it as ID=VALUE, such as 42=-100")?;
+    Ok((id.trim().parse().map_err(|e| format!("{e}"))?, value.trim().parse().map_err(|e| format!("{e}"))?))
+}
+
+impl PromptArgs {
+    /// The prompt; `-` is read from `stdin`.
+    pub(crate) fn prompt(&self, stdin: impl FnOnce() -> std::io::Result<String>) -> Result<Prompt> {
+        let kind = if !self.prompt_ids.is_empty() {
+            prompt::Kind::TokenIds(TokenIds { ids: self.prompt_ids.clone() })
+        } else if let Some(text) = &self.text {
+            prompt::Kind::Text(text.clone())
+        } else {
+            let mut content = self.prompt.clone().unwrap_or_default();
+            if content == "-" {
+                content = stdin().context("cannot read the prompt from stdin")?;
+                content.truncate(content.trim_end().len());
+            }
+            let message = |role: &str, content: String| ChatMessage { role: role.to_owned(), content };
+            let system = self.system.clone().map(|text| message("system", text));
+            let messages = system.into_iter().chain([message("user", content)]).collect();
+            prompt::Kind::Messages(ChatMessages { messages })
+        };
+        Ok(Prompt { kind: Some(kind) })
+    }
+}
+
+impl GuidanceArgs {
+    /// Whether anything of a guidance is asked for.
+    fn any(&self) -> bool {
+        !self.prefer.is_empty()
+            || !self.strength.is_empty()
+            || self.clip.is_some()
+            || self.weights.is_some()
+            || self.profile.is_some()
+            || self.reward_model.is_some()
+            || self.method.is_some()
+            || self.reference.is_some()
+            || self.normalization.is_some()
+            || self.guide_context.is_some()
+    }
+
+    /// One term for each preference; a single one without words where other guidance is asked for.
+    pub(crate) fn terms(&self) -> Result<Vec<GuidanceTerm>> {
+        if !self.any() {
+            return Ok(Vec::new());
+        }
+        let texts: Vec<Option<String>> = match self.prefer.as_slice() {
+            [] => vec![None],
+            texts => texts.iter().cloned().map(Some).collect(),
+        };
+        let strength = |i: usize| match self.strength.as_slice() {
+            [] => None,
+            [one] => Some(*one),
+            each => each.get(i).copied(),
+        };
+        if self.strength.len() > 1 && self.strength.len() != texts.len() {
+            bail!(
+                "{} strengths for {} guidances: give one --strength for all, or one for each --prefer",
+                self.strength.len(),
+                texts.len()
+            );
+        }
+        let weights = self.weights.as_deref().map(read_weights).transpose()?;
+        let term = |(i, text)| GuidanceTerm {
+            guidance: Some(Guidance {
+                reward_model: self.reward_model.clone().unwrap_or_default(),
+                method: self.method.clone().unwrap_or_default(),
+                text,
+                profile: self.profile.clone(),
+                weights: weights.clone(),
+                reference: self.reference.map_or(Reference::Unspecified, Into::into).into(),
+                normalization: self.normalization.map_or(Normalization::Unspecified, Into::into).into(),
+                context: self.guide_context.map_or(Context::Unspecified, Into::into).into(),
+            }),
+            strength: strength(i),
+            clip: self.clip,
+        };
+        Ok(texts.into_iter().enumerate().map(term).collect())
+    }
+}
+
+/// Numbers with commas, or a JSON file: a list, or an object with the list under `weights` or `values`.
+fn read_weights(text: &str) -> Result<Weights> {
+    let numbers: Result<Vec<f32>, _> = text.split(',').map(|n| n.trim().parse()).collect();
+    if let Ok(values) = numbers {
+        return Ok(Weights { values });
+    }
+    if !Path::new(text).exists() {
+        bail!("--weights {text} is neither numbers with commas nor a file");
+    }
+    let json = fs::read_to_string(text).with_context(|| format!("cannot read --weights {text}"))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&json).with_context(|| format!("--weights {text} is no JSON"))?;
+    let list = match &value {
+        serde_json::Value::Object(fields) => fields.get("weights").or_else(|| fields.get("values")),
+        _ => Some(&value),
+    };
+    let values = list
+        .and_then(|list| serde_json::from_value(list.clone()).ok())
+        .with_context(|| format!("--weights {text} holds no list of numbers (nor one under \"weights\")"))?;
+    Ok(Weights { values })
+}
+
+impl SamplingArgs {
+    fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            candidates: self.candidates,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+            max_tokens: self.max_tokens,
+            min_tokens: self.min_tokens.unwrap_or_default(),
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            repetition_penalty: self.repetition_penalty,
+            logit_bias: self.logit_bias.iter().copied().collect::<HashMap<_, _>>(),
+        }
+    }
+}
+
+/// The request for these terms.
+pub(crate) fn build(
+    prompt: Prompt,
+    guidances: Vec<GuidanceTerm>,
+    guidance: &GuidanceArgs,
+    sampling: &SamplingArgs,
+    details: &DetailArgs,
+) -> GenerateRequest {
+    let resume = (!sampling.resume_ids.is_empty())
+        .then(|| Resume { token_ids: sampling.resume_ids.clone(), seed: sampling.seed });
+    let output =
+        OutputOptions { token_rewards: details.token_rewards, candidate_tables: details.candidate_tables };
+    GenerateRequest {
+        prompt: Some(prompt),
+        guidances,
+        base_context: guidance.base_context.map_or(BaseContext::Unspecified, Into::into).into(),
+        sampling: Some(sampling.sampling()),
+        on_reward_loss: guidance.on_reward_loss.map_or(OnRewardLoss::Unspecified, Into::into).into(),
+        resume,
+        output: (output.token_rewards || output.candidate_tables).then_some(output),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn no_stdin() -> std::io::Result<String> {
+        panic!("stdin is not asked for")
+    }
+
+    #[test]
+    fn prompts_of_each_kind() {
+        let args = PromptArgs { prompt: Some("hi".into()), system: Some("s".into()), ..Default::default() };
+        let Some(prompt::Kind::Messages(m)) = args.prompt(no_stdin).unwrap().kind else { panic!() };
+        let said: Vec<_> = m.messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
+        assert_eq!(said, [("system", "s"), ("user", "hi")]);
+        let args = PromptArgs { prompt: Some("-".into()), ..Default::default() };
+        let Some(prompt::Kind::Messages(m)) = args.prompt(|| Ok("piped\n".into())).unwrap().kind else {
+            panic!()
+        };
+        assert_eq!(m.messages[0].content, "piped");
+        let args = PromptArgs { text: Some("raw".into()), ..Default::default() };
+        assert_eq!(args.prompt(no_stdin).unwrap().kind, Some(prompt::Kind::Text("raw".into())));
+        let args = PromptArgs { prompt_ids: vec![1, 2], ..Default::default() };
+        let Some(prompt::Kind::TokenIds(ids)) = args.prompt(no_stdin).unwrap().kind else { panic!() };
+        assert_eq!(ids.ids, [1, 2]);
+    }
+
+    #[test]
+    fn no_guidance_unless_asked_for() {
+        assert!(GuidanceArgs::default().terms().unwrap().is_empty());
+        let base = GuidanceArgs {
+            base_context: Some(BaseContextArg::Plain),
+            on_reward_loss: Some(OnRewardLossArg::Fail),
+            ..Default::default()
+        };
+        assert!(base.terms().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_reference_alone_is_a_guidance_without_words() {
+        let args = GuidanceArgs {
+            reference: Some(ReferenceArg::Generator),
+            guide_context: Some(GuideContextArg::AsIs),
+            strength: vec![0.8],
+            ..Default::default()
+        };
+        let terms = args.terms().unwrap();
+        let guidance = terms[0].guidance.as_ref().unwrap();
+        assert_eq!(terms.len(), 1);
+        assert_eq!(terms[0].strength, Some(0.8));
+        assert_eq!(guidance.text, None);
+        assert_eq!(guidance.reference(), Reference::Generator);
+        assert_eq!(guidance.context(), Context::AsIs);
+        assert_eq!(guidance.normalization(), Normalization::Unspecified);
+    }
+
+    #[test]
+    fn strengths_pair_by_order_or_serve_all() {
+        let prefer = vec!["a".to_owned(), "b".to_owned()];
+        let with = |strength: &[f32]| {
+            let args =
+                GuidanceArgs { prefer: prefer.clone(), strength: strength.to_vec(), ..Default::default() };
+            args.terms().map(|t| t.iter().map(|t| t.strength).collect::<Vec<_>>())
+        };
+        assert_eq!(with(&[]).unwrap(), [None, None]);
+        assert_eq!(with(&[2.0]).unwrap(), [Some(2.0), Some(2.0)]);
+        assert_eq!(with(&[2.0, -1.0]).unwrap(), [Some(2.0), Some(-1.0)]);
+        assert!(with(&[1.0, 2.0, 3.0]).unwrap_err().to_string().contains("3 strengths for 2"));
+    }
+
+    #[test]
+    fn weights_are_numbers_or_a_file() {
+        assert_eq!(read_weights("1,-2.5, 3").unwrap().values, [1.0, -2.5, 3.0]);
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"{\"weights\": [0.5, 1]}").unwrap();
+        assert_eq!(read_weights(file.path().to_str().unwrap()).unwrap().values, [0.5, 1.0]);
+        assert!(read_weights("nowhere.json").unwrap_err().to_string().contains("neither"));
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"{\"other\": 1}").unwrap();
+        assert!(read_weights(file.path().to_str().unwrap()).unwrap_err().to_string().contains("no list"));
+    }
+
+    #[test]
+    fn sampling_is_passed_on_as_given() {
+        let sampling = SamplingArgs {
+            temperature: Some(f32::NAN),
+            candidates: Some(65),
+            resume_ids: vec![7],
+            seed: Some(u64::MAX),
+            logit_bias: vec![(3, -1.0)],
+            ..Default::default()
+        };
+        let request =
+            build(Prompt::default(), Vec::new(), &GuidanceArgs::default(), &sampling, &DetailArgs::default());
+        let sent = request.sampling.unwrap();
+        assert!(sent.temperature.unwrap().is_nan());
+        assert_eq!(sent.candidates, Some(65));
+        assert_eq!(sent.logit_bias[&3], -1.0);
+        assert_eq!(request.resume.unwrap().seed, Some(u64::MAX));
+        assert_eq!(request.output, None);
+        assert_eq!(bias("3=-1").unwrap(), (3, -1.0));
+        assert!(bias("3").is_err());
+    }
+}
