@@ -1,0 +1,141 @@
+//! Makes the embedded pair: corpus, tokenizer, base, PersRM, measurement, files.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::dpo::{self, DpoOptions, DpoOutcome};
+use crate::lm::{self, LmOptions};
+use crate::measure::{HeldOut, Measurement, Models, measure};
+use crate::model::ModelConfig;
+use crate::world::pairs;
+use crate::{card, export, tokenizer};
+
+/// What to make.
+#[derive(Debug, Clone)]
+pub struct DemoOptions {
+    /// Folder for `base/`, `persrm/`, `prompts.json` and `README.md`; made if missing.
+    pub out: PathBuf,
+    /// All chance comes from it.
+    pub seed: u64,
+    /// Largest vocabulary; the tokenizer may need less.
+    pub vocabulary: usize,
+    /// Shape; its vocabulary is replaced by the tokenizer's.
+    pub model: ModelConfig,
+    /// The base's training.
+    pub lm: LmOptions,
+    /// The PersRM's training.
+    pub dpo: DpoOptions,
+    /// Questions of the measurement.
+    pub prompts: usize,
+    /// Strengths of the measurement.
+    pub strengths: Vec<f64>,
+    /// Shows no progress.
+    pub quiet: bool,
+}
+
+impl DemoOptions {
+    /// The shipped recipe.
+    pub fn new(out: impl Into<PathBuf>, seed: u64) -> Self {
+        Self {
+            out: out.into(),
+            seed,
+            vocabulary: 1536,
+            model: ModelConfig {
+                vocab_size: 0,
+                hidden_size: 128,
+                intermediate_size: 352,
+                num_hidden_layers: 4,
+                num_attention_heads: 4,
+                num_key_value_heads: 2,
+                max_position_embeddings: 512,
+                rms_norm_eps: 1e-5,
+                rope_theta: 10_000.0,
+            },
+            lm: LmOptions { texts: 48_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
+            dpo: DpoOptions { pairs: 8_000, batch: 16, rate: 5e-4, warm_up: 0.1, beta: 0.1, anchor: 0.1 },
+            prompts: 100,
+            strengths: vec![1.0, 2.0, 3.0],
+            quiet: false,
+        }
+    }
+
+    /// A pair that is made in seconds and knows nothing, for tests.
+    pub fn tiny(out: impl Into<PathBuf>, seed: u64) -> Self {
+        let mut options = Self::new(out, seed);
+        options.vocabulary = 400;
+        options.model.hidden_size = 16;
+        options.model.intermediate_size = 24;
+        options.model.num_hidden_layers = 2;
+        options.lm.texts = 64;
+        options.lm.batch = 16;
+        options.dpo.pairs = 16;
+        options.dpo.batch = 8;
+        options.prompts = 4;
+        options.strengths = vec![1.0];
+        options.quiet = true;
+        options
+    }
+}
+
+/// What was made, and how well it does.
+#[derive(Debug, Clone)]
+pub struct DemoReport {
+    /// What was asked for.
+    pub options: DemoOptions,
+    /// Size of the vocabulary.
+    pub vocabulary: usize,
+    /// Weights of the base, and of the PersRM.
+    pub parameters: usize,
+    /// The base's loss over the last tenth of its training, nats a token.
+    pub lm_loss: f64,
+    /// How the PersRM's training ended.
+    pub dpo: DpoOutcome,
+    /// The figures of the model card.
+    pub measurement: Measurement,
+}
+
+/// Longest answer of the measurement, in tokens: above the world's longest.
+const MAX_TOKENS: usize = 160;
+/// Held-out wordings of each preference.
+const WORDINGS: usize = 6;
+
+/// Makes the pair and writes it. Everything is decided by the options: one seed gives the same files on
+/// one machine.
+///
+/// # Errors
+/// A folder that cannot be written; a loss that is not finite; what the libraries report.
+pub fn make(options: &DemoOptions) -> Result<DemoReport> {
+    let seed = options.seed;
+    fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
+    let corpus: Vec<String> = pairs::samples(4000.min(options.lm.texts), seed)
+        .flat_map(|sample| {
+            [tokenizer::with_preference(&sample.prompt, sample.preference.as_deref()), sample.answer]
+        })
+        .collect();
+    let words = tokenizer::learn(&corpus, options.vocabulary)?;
+    let mut config = options.model.clone();
+    config.vocab_size = words.get_vocab_size(true);
+    let parameters = config.parameters();
+
+    let (base, lm_loss) = lm::train(config, &words, &options.lm, seed, options.quiet)?;
+    // From here on the base is what the files hold, so that reference and base are the same to the bit.
+    let base = base.rounded()?;
+    export::write_checkpoint(&options.out.join("base"), &base, &words)?;
+    let (persrm, outcome) = dpo::train(&base, &words, &options.dpo, seed, options.quiet)?;
+    let persrm = persrm.rounded()?;
+    export::write_persrm(&options.out.join("persrm"), &persrm, &base, &words, options.dpo.beta)?;
+
+    let held_out = HeldOut::draw(options.prompts, WORDINGS, seed);
+    export::write_json(&options.out.join("prompts.json"), &serde_json::to_value(&held_out)?)?;
+    let models = Models { base: &base, persrm: &persrm, reference: &base, tokenizer: &words };
+    let max_tokens = MAX_TOKENS.min(options.lm.texts);
+    let measurement = measure(&models, &held_out, &options.strengths, max_tokens, seed)?;
+    let vocabulary = words.get_vocab_size(true);
+    let report =
+        DemoReport { options: options.clone(), vocabulary, parameters, lm_loss, dpo: outcome, measurement };
+    let path = options.out.join("README.md");
+    fs::write(&path, card::render(&report)).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(report)
+}

@@ -1,0 +1,221 @@
+//! Stage one of the PersRM: the DPO-form loss against the frozen base (PAD, section 3.2, with `w_p` as ones).
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use tokenizers::Tokenizer;
+
+use crate::batch::{Batch, Encoded, bucketed};
+use crate::model::Llama;
+use crate::optimizer::{AdamW, Schedule};
+use crate::progress::Progress;
+use crate::tokenizer::{END, encode, encode_prompt};
+use crate::world::dice::Dice;
+use crate::world::pairs;
+
+/// How to train the PersRM.
+#[derive(Debug, Clone)]
+pub struct DpoOptions {
+    /// Pairs, each seen once.
+    pub pairs: usize,
+    /// Pairs a step.
+    pub batch: usize,
+    /// Highest learning rate.
+    pub rate: f64,
+    /// Share of the steps that warm up.
+    pub warm_up: f64,
+    /// How closely the model is held to its reference; the loss is of `beta` times the log-ratios.
+    pub beta: f64,
+    /// Weight of the chosen answer's own loss (nats a token), which keeps the grammar; 0 for none.
+    pub anchor: f64,
+}
+
+/// What training ended with, over the last tenth of the steps.
+#[derive(Debug, Clone, Copy)]
+pub struct DpoOutcome {
+    /// Mean loss, without the anchor.
+    pub loss: f64,
+    /// Share of pairs whose chosen answer has the higher reward.
+    pub accuracy: f64,
+}
+
+/// A batch of pairs: the chosen answers first, the rejected ones after them, in the same order.
+#[derive(Debug)]
+pub struct PairBatch {
+    batch: Batch,
+    pairs: usize,
+}
+
+impl PairBatch {
+    /// Joins pairs `(chosen, rejected)`.
+    ///
+    /// # Errors
+    /// Only if memory cannot be had.
+    pub fn new(pairs: &[&(Encoded, Encoded)]) -> candle_core::Result<Self> {
+        let texts: Vec<&Encoded> =
+            pairs.iter().map(|pair| &pair.0).chain(pairs.iter().map(|pair| &pair.1)).collect();
+        Ok(Self { batch: Batch::new(&texts)?, pairs: pairs.len() })
+    }
+}
+
+/// Log-probability of each answer under the log-softmax over the vocabulary, `[2 * pairs]`.
+fn sequence_log_probs(model: &Llama, pairs: &PairBatch, frozen: bool) -> candle_core::Result<Tensor> {
+    let batch = &pairs.batch;
+    let tokens = model.log_probs(&batch.tokens, &batch.at, &batch.targets, frozen)?;
+    Tensor::zeros(2 * pairs.pairs, tokens.dtype(), &Device::Cpu)?.index_add(&batch.owners, &tokens, 0)
+}
+
+/// The loss of a batch, its margins `[pairs]`, and the mean log-probability a token of the chosen answers.
+///
+/// `loss = mean(-log sigmoid(beta * ((log p(c) - log ref(c)) - (log p(r) - log ref(r)))))` (Rafailov et al. 2023).
+///
+/// # Errors
+/// Ids outside the vocabulary.
+pub fn dpo_loss(
+    model: &Llama,
+    reference: &Llama,
+    pairs: &PairBatch,
+    beta: f64,
+) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+    let own = sequence_log_probs(model, pairs, false)?;
+    let ratios = (&own - sequence_log_probs(reference, pairs, true)?)?;
+    let n = pairs.pairs;
+    let margins = ((ratios.narrow(0, 0, n)? - ratios.narrow(0, n, n)?)? * beta)?;
+    // -log sigmoid(m) = -m/2 + log(2 cosh(m/2)): smooth at 0, where training starts, and safe to |m| = 170.
+    let half = (&margins * 0.5)?;
+    let loss = ((half.exp()? + half.neg()?.exp()?)?.log()? - &half)?.mean_all()?;
+    let owners = pairs.batch.owners.to_vec1::<u32>()?;
+    let chosen = owners.iter().filter(|owner| (**owner as usize) < n).count().max(1);
+    let anchor = (own.narrow(0, 0, n)?.sum_all()? / chosen as f64)?;
+    Ok((loss, margins, anchor))
+}
+
+/// Trains a PersRM from the weights of `base`, which is also its frozen reference.
+///
+/// # Errors
+/// A loss or gradient that is not finite; what the libraries report.
+pub fn train(
+    base: &Llama,
+    tokenizer: &Tokenizer,
+    options: &DpoOptions,
+    seed: u64,
+    quiet: bool,
+) -> Result<(Llama, DpoOutcome)> {
+    let model = Llama::from_tensors(base.config().clone(), &base.tensors())?;
+    let mut data = Vec::with_capacity(options.pairs);
+    for pair in pairs::pairs(options.pairs, seed) {
+        let prompt = encode_prompt(tokenizer, &pair.prompt, pair.preference.as_deref())?;
+        let join =
+            |answer: &str| Ok::<_, anyhow::Error>(Encoded::new(&prompt, &encode(tokenizer, answer)?, END));
+        data.push((join(&pair.chosen)?, join(&pair.rejected)?));
+    }
+    let lengths: Vec<usize> =
+        data.iter().map(|(chosen, rejected)| chosen.ids.len().max(rejected.ids.len())).collect();
+    let batches = bucketed(&lengths, options.batch, &mut Dice::new(seed, 31));
+    let steps = batches.len();
+    let schedule =
+        Schedule { peak: options.rate, warm_up: ((steps as f64 * options.warm_up) as usize).max(1), steps };
+    let mut optimizer = AdamW::new(0.0, 1.0);
+    let progress = Progress::new("PersRM", steps, quiet);
+    let (mut shown_loss, mut shown_accuracy) = (std::f64::consts::LN_2, 0.5);
+    let (mut loss_sum, mut accuracy_sum, mut counted) = (0f64, 0f64, 0usize);
+    for (step, indices) in batches.iter().enumerate() {
+        let chosen: Vec<_> = indices.iter().map(|index| &data[*index]).collect();
+        let (loss, margins, anchor) = dpo_loss(&model, base, &PairBatch::new(&chosen)?, options.beta)?;
+        let total = (&loss - (anchor * options.anchor)?)?;
+        optimizer.update(model.vars(), &total.backward()?, schedule.rate(step))?;
+        let loss = f64::from(loss.to_scalar::<f32>()?);
+        let margins = margins.to_vec1::<f32>()?;
+        let accuracy = margins.iter().filter(|margin| **margin > 0.0).count() as f64 / margins.len() as f64;
+        shown_loss = 0.95 * shown_loss + 0.05 * loss;
+        shown_accuracy = 0.95 * shown_accuracy + 0.05 * accuracy;
+        if step * 10 >= steps * 9 {
+            loss_sum += loss;
+            accuracy_sum += accuracy;
+            counted += 1;
+        }
+        progress.step(step, &format!("loss {shown_loss:.3} accuracy {shown_accuracy:.3}"));
+    }
+    let counted = counted.max(1) as f64;
+    Ok((model, DpoOutcome { loss: loss_sum / counted, accuracy: accuracy_sum / counted }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelConfig;
+
+    fn tiny(seed: u64) -> Llama {
+        let config = ModelConfig {
+            vocab_size: 23,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            max_position_embeddings: 32,
+            rms_norm_eps: 1e-5,
+            rope_theta: 100.0,
+        };
+        let model = Llama::fresh(config, seed).unwrap();
+        // Larger weights than a fresh model's, so that every part of the loss has a slope to check.
+        let tensors = model.tensors().into_iter().map(|(name, tensor)| {
+            let scale = if name.ends_with("norm.weight") { 1.0 } else { 6.0 };
+            (name, (tensor * scale).unwrap())
+        });
+        Llama::from_tensors(model.config().clone(), &tensors.collect()).unwrap()
+    }
+
+    #[test]
+    fn the_losss_gradient_is_the_finite_difference() {
+        let (model, reference) = (tiny(1), tiny(2));
+        let pairs = [
+            (Encoded::new(&[1, 3, 9, 4], &[7, 8, 11], 2), Encoded::new(&[1, 3, 9, 4], &[7, 12], 2)),
+            (Encoded::new(&[1, 5, 4], &[13], 2), Encoded::new(&[1, 5, 4], &[14, 15, 16, 17], 2)),
+        ];
+        let batch = PairBatch::new(&[&pairs[0], &pairs[1]]).unwrap();
+        let loss = || dpo_loss(&model, &reference, &batch, 0.5).unwrap().0;
+        let grads = loss().backward().unwrap();
+        for (name, var) in model.vars() {
+            // Along the gradient's own direction the slope is its length: one difference checks the whole tensor.
+            let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let length = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+            assert!(length > 1e-5, "{name}: {length}");
+            let start = var.as_detached_tensor().copy().unwrap();
+            let step = 0.01f64;
+            let along = (grad / f64::from(length)).unwrap();
+            let at = |amount: f64| {
+                var.set(&(&start + (&along * amount).unwrap()).unwrap()).unwrap();
+                f64::from(loss().to_scalar::<f32>().unwrap())
+            };
+            let slope = (at(step) - at(-step)) / (2.0 * step);
+            var.set(&start).unwrap();
+            let error = (slope - f64::from(length)).abs();
+            assert!(error < 0.01 * f64::from(length) + 2e-5, "{name}: slope {slope}, gradient {length}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_is_its_reference_loses_log_two() {
+        let model = tiny(3);
+        let pair = (Encoded::new(&[1, 4], &[7], 2), Encoded::new(&[1, 4], &[8, 9], 2));
+        let batch = PairBatch::new(&[&pair]).unwrap();
+        let (loss, margins, _) = dpo_loss(&model, &model, &batch, 0.1).unwrap();
+        assert!((loss.to_scalar::<f32>().unwrap() - std::f32::consts::LN_2).abs() < 1e-6);
+        assert_eq!(margins.to_vec1::<f32>().unwrap(), [0.0]);
+        // The slope at the start is not zero: training can leave it.
+        assert!(
+            !loss
+                .backward()
+                .unwrap()
+                .get(&model.vars()["model.norm.weight"])
+                .unwrap()
+                .sqr()
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap()
+                .is_nan()
+        );
+    }
+}

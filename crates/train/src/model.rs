@@ -1,0 +1,186 @@
+//! A small differentiable Llama: the training forward, with Hugging Face's tensor names.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use serde::{Deserialize, Serialize};
+
+use crate::ops;
+use crate::world::dice::Dice;
+
+/// A Llama's shape, with the names of `config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Width of the hidden state, `d`.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key-value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Longest sequence.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in every norm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+}
+
+impl ModelConfig {
+    /// Width of one head.
+    pub fn head(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+
+    /// The shape of every tensor, by its Hugging Face name. The output head is the embedding's (tied).
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let (d, m, kv) = (self.hidden_size, self.intermediate_size, self.num_key_value_heads * self.head());
+        let mut shapes = BTreeMap::from([
+            ("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d]),
+            ("model.norm.weight".to_owned(), vec![d]),
+        ]);
+        for layer in 0..self.num_hidden_layers {
+            let parts = [
+                ("input_layernorm", vec![d]),
+                ("post_attention_layernorm", vec![d]),
+                ("self_attn.q_proj", vec![d, d]),
+                ("self_attn.k_proj", vec![kv, d]),
+                ("self_attn.v_proj", vec![kv, d]),
+                ("self_attn.o_proj", vec![d, d]),
+                ("mlp.gate_proj", vec![m, d]),
+                ("mlp.up_proj", vec![m, d]),
+                ("mlp.down_proj", vec![d, m]),
+            ];
+            for (part, shape) in parts {
+                shapes.insert(format!("model.layers.{layer}.{part}.weight"), shape);
+            }
+        }
+        shapes
+    }
+
+    /// Number of weights.
+    pub fn parameters(&self) -> usize {
+        self.shapes().values().map(|shape| shape.iter().product::<usize>()).sum()
+    }
+}
+
+/// A model that can be trained: f32 on the CPU.
+#[derive(Debug, Clone)]
+pub struct Llama {
+    config: ModelConfig,
+    vars: BTreeMap<String, Var>,
+}
+
+impl Llama {
+    /// Fresh weights: normal with deviation 0.02 (the layers that write to the residual stream less, by
+    /// the square root of twice the depth), norms at one. Small, as usual for tied embeddings.
+    ///
+    /// # Errors
+    /// Only if memory cannot be had.
+    pub fn fresh(config: ModelConfig, seed: u64) -> Result<Self> {
+        let mut dice = Dice::new(seed, 20);
+        let depth = (2.0 * config.num_hidden_layers as f64).sqrt();
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in config.shapes() {
+            let deviation =
+                if name.contains("o_proj") || name.contains("down_proj") { 0.04 / depth } else { 0.04 };
+            let count = shape.iter().product();
+            let norm = name.ends_with("norm.weight");
+            let values: Vec<f32> =
+                (0..count).map(|_| if norm { 1.0 } else { (dice.normal() * deviation) as f32 }).collect();
+            tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu)?);
+        }
+        Self::from_tensors(config, &tensors)
+    }
+
+    /// A model with the given weights (copied, as f32).
+    ///
+    /// # Errors
+    /// A missing tensor or one of another shape, named.
+    pub fn from_tensors(config: ModelConfig, tensors: &BTreeMap<String, Tensor>) -> Result<Self> {
+        let mut vars = BTreeMap::new();
+        for (name, shape) in config.shapes() {
+            let Some(tensor) = tensors.get(&name) else { candle_core::bail!("the weights lack {name}") };
+            if tensor.dims() != shape {
+                candle_core::bail!("{name} has shape {:?}, the configuration says {shape:?}", tensor.dims());
+            }
+            vars.insert(name, Var::from_tensor(&tensor.to_dtype(DType::F32)?.copy()?)?);
+        }
+        Ok(Self { config, vars })
+    }
+
+    /// The shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The weights by name.
+    pub fn vars(&self) -> &BTreeMap<String, Var> {
+        &self.vars
+    }
+
+    /// The weights by name, cut off from training.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        self.vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
+    }
+
+    /// A copy whose weights are rounded to bf16, as they will be stored.
+    ///
+    /// # Errors
+    /// Only if memory cannot be had.
+    pub fn rounded(&self) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for (name, var) in &self.vars {
+            tensors.insert(name.clone(), var.as_detached_tensor().to_dtype(DType::BF16)?);
+        }
+        Self::from_tensors(self.config.clone(), &tensors)
+    }
+
+    /// Final hidden states after the final norm, `[batch * time, d]`, of right-padded `tokens`
+    /// `[batch, time]`. `frozen`: without a graph for gradients.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary.
+    pub fn hidden(&self, tokens: &Tensor, frozen: bool) -> Result<Tensor> {
+        let (batch, time) = tokens.dims2()?;
+        let config = &self.config;
+        let (d, head, eps) = (config.hidden_size, config.head(), config.rms_norm_eps);
+        let mut x = self.weight("model.embed_tokens", frozen)?.index_select(&tokens.flatten_all()?, 0)?;
+        for layer in 0..config.num_hidden_layers {
+            let weight = |part: &str| self.weight(&format!("model.layers.{layer}.{part}"), frozen);
+            let linear = |x: &Tensor, part: &str| x.matmul(&weight(part)?.t()?);
+            let normed = ops::rms_norm(&x, &weight("input_layernorm")?, eps)?;
+            let rows = |part: &str| linear(&normed, part)?.reshape((batch, time, ()));
+            let q = ops::rope(&rows("self_attn.q_proj")?, head, config.rope_theta)?;
+            let k = ops::rope(&rows("self_attn.k_proj")?, head, config.rope_theta)?;
+            let mixed = ops::attention(&q, &k, &rows("self_attn.v_proj")?, head)?;
+            x = (x + linear(&mixed.reshape((batch * time, d))?, "self_attn.o_proj")?)?;
+            let normed = ops::rms_norm(&x, &weight("post_attention_layernorm")?, eps)?;
+            let gated = ops::swiglu(&linear(&normed, "mlp.gate_proj")?, &linear(&normed, "mlp.up_proj")?)?;
+            x = (x + linear(&gated, "mlp.down_proj")?)?;
+        }
+        ops::rms_norm(&x, &self.weight("model.norm", frozen)?, eps)
+    }
+
+    /// Log-probabilities `[n]` of `targets` `[n]` at the positions `at` `[n]` of the flattened `tokens`
+    /// `[batch, time]`, by log-softmax over the whole vocabulary.
+    ///
+    /// # Errors
+    /// Ids or positions out of range.
+    pub fn log_probs(&self, tokens: &Tensor, at: &Tensor, targets: &Tensor, frozen: bool) -> Result<Tensor> {
+        let hidden = self.hidden(tokens, frozen)?.index_select(at, 0)?;
+        let logits = hidden.matmul(&self.weight("model.embed_tokens", frozen)?.t()?)?;
+        ops::token_log_probs(&logits, targets)
+    }
+
+    fn weight(&self, part: &str, frozen: bool) -> Result<Tensor> {
+        let name = format!("{part}.weight");
+        let Some(var) = self.vars.get(&name) else { candle_core::bail!("the weights lack {name}") };
+        Ok(if frozen { var.as_detached_tensor() } else { var.as_tensor().clone() })
+    }
+}
