@@ -5,6 +5,7 @@
 //! and with AVX-512, AVX2 or no SIMD at all.
 
 mod attention;
+mod disjoint;
 mod error;
 mod fuse_sample;
 mod linear;
@@ -13,6 +14,7 @@ mod norm;
 mod rope;
 mod score;
 mod select;
+mod simd;
 mod threads;
 
 pub use attention::{AttentionRow, AttentionShape, paged_attention, write_kv};
