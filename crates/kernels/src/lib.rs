@@ -6,6 +6,7 @@
 
 mod attention;
 mod disjoint;
+mod embedding;
 mod error;
 mod fuse_sample;
 mod linear;
@@ -18,12 +19,13 @@ mod simd;
 mod threads;
 
 pub use attention::{AttentionRow, AttentionShape, paged_attention, write_kv};
+pub use embedding::EmbeddingTable;
 pub use error::KernelError;
 pub use fuse_sample::{Chosen, FuseRow, fuse_sample};
 pub use linear::{Format, Linear};
 pub use mlp::{add_assign, swiglu};
 pub use norm::rms_norm;
 pub use rope::rope;
-pub use score::{EmbeddingTable, Reference, ScoreJob, score};
+pub use score::{Reference, ScoreJob, score};
 pub use select::{Edits, SelectRow, select, select_row};
 pub use threads::Threads;

@@ -1,106 +1,12 @@
-//! The reward model's values of the candidates: a gather of `k` rows of its output embedding.
+//! The reward model's values of the candidates.
+//!
+//! Within a step the normaliser over the vocabulary cancels, so that `k` rows of the output
+//! embedding are gathered, and the whole head is multiplied for no one but who asks for it.
 
-use attune_guidance::{RowError, against_model, log_softmax};
-use half::{bf16, f16};
+use attune_guidance::{RowError, log_softmax};
 
-use crate::error::check_len;
-use crate::{KernelError, Threads};
-
-#[derive(Debug, Clone)]
-enum Rows {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
-}
-
-/// A row-major embedding `[V, d]`: looked up by id, or dotted with features row by row.
-#[derive(Debug, Clone)]
-pub struct EmbeddingTable {
-    rows: Rows,
-    vocab: usize,
-    d: usize,
-}
-
-impl EmbeddingTable {
-    /// Keeps `[vocab, d]` single-precision numbers.
-    ///
-    /// # Errors
-    /// The length is not `vocab * d`.
-    pub fn from_f32(rows: Vec<f32>, vocab: usize, d: usize) -> Result<Self, KernelError> {
-        check_len("an embedding", rows.len(), vocab * d)?;
-        Ok(Self { rows: Rows::F32(rows), vocab, d })
-    }
-
-    /// Keeps `[vocab, d]` bfloat16 numbers.
-    ///
-    /// # Errors
-    /// The length is not `vocab * d`.
-    pub fn from_bf16(rows: Vec<bf16>, vocab: usize, d: usize) -> Result<Self, KernelError> {
-        check_len("an embedding", rows.len(), vocab * d)?;
-        Ok(Self { rows: Rows::Bf16(rows), vocab, d })
-    }
-
-    /// Keeps `[vocab, d]` half-precision numbers.
-    ///
-    /// # Errors
-    /// The length is not `vocab * d`.
-    pub fn from_f16(rows: Vec<f16>, vocab: usize, d: usize) -> Result<Self, KernelError> {
-        check_len("an embedding", rows.len(), vocab * d)?;
-        Ok(Self { rows: Rows::F16(rows), vocab, d })
-    }
-
-    /// `V`.
-    pub fn vocab(&self) -> usize {
-        self.vocab
-    }
-
-    /// The width of a row.
-    pub fn d(&self) -> usize {
-        self.d
-    }
-
-    /// The bytes that the table holds.
-    pub fn bytes(&self) -> usize {
-        match &self.rows {
-            Rows::F32(rows) => rows.len() * 4,
-            Rows::Bf16(_) | Rows::F16(_) => self.vocab * self.d * 2,
-        }
-    }
-
-    /// Row `id` in single precision, `[d]`.
-    ///
-    /// # Panics
-    /// `id` is not below `V`, or `out` not `d` long.
-    pub fn row_into(&self, id: u32, out: &mut [f32]) {
-        let at = id as usize * self.d..(id as usize + 1) * self.d;
-        match &self.rows {
-            Rows::F32(rows) => out.copy_from_slice(&rows[at]),
-            Rows::Bf16(rows) => out.iter_mut().zip(&rows[at]).for_each(|(o, r)| *o = r.to_f32()),
-            Rows::F16(rows) => out.iter_mut().zip(&rows[at]).for_each(|(o, r)| *o = r.to_f32()),
-        }
-    }
-
-    /// `out[i] = E[ids[i]] . features`, each one sum in a fixed order.
-    ///
-    /// # Panics
-    /// An id is not below `V`, or a slice does not have the length of its shape.
-    pub fn dot_rows(&self, ids: &[u32], features: &[f32], out: &mut [f32]) {
-        let mut row = vec![0.0; self.d];
-        for (&id, out) in ids.iter().zip(out) {
-            self.row_into(id, &mut row);
-            *out = row.iter().zip(features).fold(0.0f32, |s, (a, b)| a.mul_add(*b, s));
-        }
-    }
-
-    /// `log sum_a exp(E[a] . features)` over the whole vocabulary.
-    pub fn log_sum_exp_all(&self, features: &[f32], _threads: &Threads) -> f64 {
-        let ids: Vec<u32> = (0..self.vocab as u32).collect();
-        let mut all = vec![0.0; self.vocab];
-        self.dot_rows(&ids, features, &mut all);
-        let max = all.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(f64::from(x)));
-        max + all.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln()
-    }
-}
+use crate::disjoint::Disjoint;
+use crate::{EmbeddingTable, Threads};
 
 /// The reference model's side of a row.
 #[derive(Debug, Clone, Copy)]
@@ -127,31 +33,139 @@ pub struct ScoreJob<'a> {
 }
 
 /// The values of every job in the candidates' order: log-softmax of `E[a] . features`, less the
-/// reference's where there is one. A row fails alone.
+/// reference's where there is one (PAD, equation 9). A row fails alone.
 ///
 /// # Errors
 /// Per row: [`RowError::Reward`] for a value that is not finite or an id outside the vocabulary.
+///
+/// # Panics
+/// Features do not have the width of their table.
 pub fn score(jobs: &[ScoreJob<'_>], threads: &Threads) -> Vec<Result<Vec<f32>, RowError>> {
-    jobs.iter().map(|job| score_row(job, threads)).collect()
+    let mut results = vec![Err(RowError::Reward); jobs.len()];
+    let out = Disjoint::new(&mut results);
+    // A sum over the vocabulary is split over the threads itself; for k rows a task is too small
+    // below a few tens of thousands of products.
+    let work = |i: usize, threads: &Threads| {
+        // SAFETY: every task has its own row.
+        #[allow(unsafe_code)]
+        let result = unsafe { out.part(i, 1) };
+        result[0] = score_row(&jobs[i], threads);
+    };
+    let whole = jobs.iter().any(|job| job.over_vocabulary);
+    let products: usize = jobs.iter().map(|job| job.ids.len() * job.features.len()).sum();
+    if whole || products < 64 * 1024 {
+        (0..jobs.len()).for_each(|i| work(i, threads));
+    } else {
+        threads.for_each(jobs.len(), |i| work(i, threads));
+    }
+    results
 }
 
 fn score_row(job: &ScoreJob<'_>, threads: &Threads) -> Result<Vec<f32>, RowError> {
-    let values = |table: &EmbeddingTable, features: &[f32]| -> Vec<f64> {
-        let mut dots = vec![0.0; job.ids.len()];
-        table.dot_rows(job.ids, features, &mut dots);
-        if job.over_vocabulary {
-            let lse = table.log_sum_exp_all(features, threads);
-            dots.iter().map(|&x| f64::from(x) - lse).collect()
-        } else {
-            log_softmax(&dots)
-        }
-    };
-    let _ = against_model;
-    let mut rewards = values(job.table, job.features);
+    let mut rewards = log_probs(job, job.table, job.features, threads)?;
     if let Some(reference) = job.reference {
-        let theirs = values(reference.table, reference.features);
-        rewards.iter_mut().zip(theirs).for_each(|(r, t)| *r -= t);
+        let theirs = log_probs(job, reference.table, reference.features, threads)?;
+        rewards.iter_mut().zip(theirs).for_each(|(reward, theirs)| *reward -= theirs);
     }
-    let rewards: Vec<f32> = rewards.into_iter().map(|r| r as f32).collect();
-    if rewards.iter().all(|r| r.is_finite()) { Ok(rewards) } else { Err(RowError::Reward) }
+    let rewards: Vec<f32> = rewards.into_iter().map(|reward| reward as f32).collect();
+    if rewards.iter().all(|reward| reward.is_finite()) { Ok(rewards) } else { Err(RowError::Reward) }
+}
+
+fn log_probs(
+    job: &ScoreJob<'_>,
+    table: &EmbeddingTable,
+    features: &[f32],
+    threads: &Threads,
+) -> Result<Vec<f64>, RowError> {
+    if job.ids.iter().any(|&id| id as usize >= table.vocab()) {
+        return Err(RowError::Reward);
+    }
+    let mut dots = vec![0.0; job.ids.len()];
+    table.dot_rows(job.ids, features, &mut dots);
+    if !job.over_vocabulary {
+        return Ok(log_softmax(&dots));
+    }
+    let log_sum_exp = table.log_sum_exp_all(features, threads);
+    Ok(dots.iter().map(|&dot| f64::from(dot) - log_sum_exp).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use attune_guidance::against_model;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    const VOCAB: usize = 900;
+    const D: usize = 70;
+
+    fn numbers(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
+        (0..n).map(|_| rng.random_range(-1.0f32..1.0)).collect()
+    }
+
+    fn dots(table: &EmbeddingTable, ids: &[u32], features: &[f32]) -> Vec<f32> {
+        let mut row = vec![0.0; D];
+        let dot = |id: &u32| {
+            table.row_into(*id, &mut row);
+            row.iter().zip(features).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
+        };
+        ids.iter().map(dot).collect()
+    }
+
+    #[test]
+    fn values_are_those_of_the_specification_for_any_company() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let table = EmbeddingTable::from_f32(numbers(&mut rng, VOCAB * D), VOCAB, D).unwrap();
+        let other = EmbeddingTable::from_f32(numbers(&mut rng, VOCAB * D), VOCAB, D).unwrap();
+        let features: Vec<Vec<f32>> = (0..40).map(|_| numbers(&mut rng, D)).collect();
+        let ids: Vec<u32> = (0..64).map(|i| i * 13 % VOCAB as u32).collect();
+        let all: Vec<u32> = (0..VOCAB as u32).collect();
+        for (over_vocabulary, with_reference) in [(false, false), (false, true), (true, false), (true, true)]
+        {
+            let jobs: Vec<ScoreJob<'_>> = (0..features.len())
+                .map(|i| ScoreJob {
+                    table: &table,
+                    features: &features[i],
+                    ids: &ids[..1 + i % 64],
+                    reference: with_reference
+                        .then_some(Reference { table: &other, features: &features[(i + 1) % 40] }),
+                    over_vocabulary,
+                })
+                .collect();
+            let together = score(&jobs, &Threads::new(3).unwrap());
+            for (job, got) in jobs.iter().zip(&together) {
+                assert_eq!(&score(&[*job], &Threads::new(1).unwrap())[0], got);
+                let got = got.as_ref().unwrap();
+                // Over the vocabulary: the same over all ids, then those of the candidates.
+                let over = if over_vocabulary { all.as_slice() } else { job.ids };
+                let policy = dots(&table, over, job.features);
+                let want = match job.reference {
+                    Some(reference) => against_model(&policy, &dots(&other, over, reference.features)),
+                    None => log_softmax(&policy),
+                };
+                for (i, (got, id)) in got.iter().zip(job.ids).enumerate() {
+                    let want = want[if over_vocabulary { *id as usize } else { i }];
+                    assert!((f64::from(*got) - want).abs() < 2e-5, "{got} {want}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_row_fails_alone() {
+        let table = EmbeddingTable::from_f32(vec![0.5; 8 * 4], 8, 4).unwrap();
+        let job = ScoreJob {
+            table: &table,
+            features: &[1.0; 4],
+            ids: &[1, 2],
+            reference: None,
+            over_vocabulary: false,
+        };
+        let nan = ScoreJob { features: &[1.0, f32::NAN, 0.0, 0.0], ..job };
+        let outside = ScoreJob { ids: &[1, 8], ..job };
+        let whole = ScoreJob { over_vocabulary: true, ..nan };
+        let got = score(&[job, nan, outside, whole], &Threads::new(1).unwrap());
+        assert!(got[0].as_ref().unwrap().iter().all(|v| (v - 0.5f32.ln()).abs() < 1e-6));
+        assert!(got[1..].iter().all(|row| *row == Err(RowError::Reward)));
+    }
 }

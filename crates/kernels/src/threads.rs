@@ -64,3 +64,23 @@ impl Threads {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_on_any_number_of_threads() {
+        for count in 0..5 {
+            let threads = Threads::new(count).unwrap();
+            assert_eq!(threads.count(), count.max(1));
+            for tasks in [0, 1, 2, 100] {
+                let ran: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                threads.for_each(tasks, |i| {
+                    ran[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(ran.iter().all(|ran| ran.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod plain;
 mod x86;
 
 pub(crate) mod exp;
+pub(crate) mod fold;
 
 pub(crate) use plain::Plain;
 #[cfg(target_arch = "x86_64")]
