@@ -117,9 +117,9 @@ fn attend_body<L: Lanes>(
     match shape.head_dim {
         64 => heads::<L, 4, true>(l, q, k, v, row, shape, kv_head, out),
         128 => heads::<L, 8, true>(l, q, k, v, row, shape, kv_head, out),
-        ..=64 => heads::<L, 4, false>(l, q, k, v, row, shape, kv_head, out),
-        ..=128 => heads::<L, 8, false>(l, q, k, v, row, shape, kv_head, out),
-        ..=256 => heads::<L, 16, false>(l, q, k, v, row, shape, kv_head, out),
+        1..64 => heads::<L, 4, false>(l, q, k, v, row, shape, kv_head, out),
+        65..128 => heads::<L, 8, false>(l, q, k, v, row, shape, kv_head, out),
+        129..=256 => heads::<L, 16, false>(l, q, k, v, row, shape, kv_head, out),
         _ => heads::<L, 32, false>(l, q, k, v, row, shape, kv_head, out),
     }
 }

@@ -5,6 +5,7 @@
 //! and with AVX-512, AVX2 or no SIMD at all.
 
 mod attention;
+mod bandwidth;
 mod disjoint;
 mod embedding;
 mod error;
@@ -19,6 +20,7 @@ mod simd;
 mod threads;
 
 pub use attention::{AttentionRow, AttentionShape, paged_attention, write_kv};
+pub use bandwidth::ReadProbe;
 pub use embedding::EmbeddingTable;
 pub use error::KernelError;
 pub use fuse_sample::{Chosen, FuseRow, fuse_sample};

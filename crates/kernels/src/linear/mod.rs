@@ -15,8 +15,9 @@ use crate::disjoint::Disjoint;
 use crate::error::check_len;
 use crate::simd::Isa;
 use crate::{KernelError, Threads};
-use panels::{BLOCK, BLOCK_LINES, COLUMNS, Line, column_into, pack_panel, panel_lines, set_block};
-use store::Store;
+pub(crate) use panels::Line;
+use panels::{BLOCK, BLOCK_LINES, COLUMNS, column_into, pack_panel, panel_lines, set_block};
+pub(crate) use store::Store;
 
 /// How a linear layer keeps its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +135,7 @@ impl Linear {
         n_in: usize,
         bias: Option<&[f32]>,
     ) -> Result<Self, KernelError> {
-        if n_in % 32 != 0 {
+        if !n_in.is_multiple_of(BLOCK) {
             return Err(KernelError::Multiple { what: "the input of a Q8_0 matrix", of: 32, got: n_in });
         }
         check_len("a Q8_0 matrix (bytes)", blocks.len(), n_out * n_in / 32 * 34)?;

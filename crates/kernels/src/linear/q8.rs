@@ -114,8 +114,8 @@ impl Dot for Plain {
                 for (sums, line) in sums.iter_mut().zip(lines) {
                     for (sum, four) in sums.iter_mut().zip(line.0) {
                         let four = four.to_le_bytes();
-                        for i in 0..4 {
-                            *sum += i32::from(four[i]) * i32::from(x.whole[4 * g + i]);
+                        for (w, x) in four.iter().zip(&x.whole[4 * g..]) {
+                            *sum += i32::from(*w) * i32::from(*x);
                         }
                     }
                 }
@@ -186,9 +186,8 @@ mod x86 {
                         let four = _mm256_set1_epi64x(four);
                         for half in 0..2 {
                             let line: *const __m128i = lines[2 * g + half].0.as_ptr().cast();
-                            for quarter in 0..4 {
+                            for (quarter, sum) in sums[half].iter_mut().enumerate() {
                                 let w = _mm256_cvtepu8_epi16(_mm_load_si128(line.add(quarter)));
-                                let sum = &mut sums[half][quarter];
                                 *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(w, four));
                             }
                         }

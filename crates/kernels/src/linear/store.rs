@@ -10,7 +10,7 @@ use super::panels::Line;
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Zeroed lines.
-pub(super) struct Store(Memory);
+pub(crate) struct Store(Memory);
 
 enum Memory {
     Heap(Vec<Line>),
@@ -18,7 +18,7 @@ enum Memory {
 }
 
 impl Store {
-    pub(super) fn zeroed(lines: usize) -> Self {
+    pub(crate) fn zeroed(lines: usize) -> Self {
         let bytes = lines * size_of::<Line>();
         if bytes >= HUGE_PAGE
             && let Some(memory) = huge(bytes)
@@ -29,7 +29,7 @@ impl Store {
     }
 
     #[inline(always)]
-    pub(super) fn lines(&self) -> &[Line] {
+    pub(crate) fn lines(&self) -> &[Line] {
         match &self.0 {
             Memory::Heap(lines) => lines,
             Memory::Huge { map, offset, lines } => {
@@ -41,7 +41,7 @@ impl Store {
         }
     }
 
-    pub(super) fn lines_mut(&mut self) -> &mut [Line] {
+    pub(crate) fn lines_mut(&mut self) -> &mut [Line] {
         match &mut self.0 {
             Memory::Heap(lines) => lines,
             Memory::Huge { map, offset, lines } => {

@@ -13,14 +13,12 @@ pub(crate) fn fold<L: Lanes>(
 ) -> [L::V; 4] {
     let (fours, rest) = chunks.as_chunks::<4>();
     for four in fours {
-        for i in 0..4 {
-            acc[i] = step(acc[i], l.load(&four[i]));
+        for (acc, chunk) in acc.iter_mut().zip(four) {
+            *acc = step(*acc, l.load(chunk));
         }
     }
-    for i in 0..3 {
-        if let Some(chunk) = rest.get(i) {
-            acc[i] = step(acc[i], l.load(chunk));
-        }
+    for (acc, chunk) in acc.iter_mut().zip(rest) {
+        *acc = step(*acc, l.load(chunk));
     }
     acc
 }
