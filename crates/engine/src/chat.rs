@@ -4,9 +4,10 @@ use std::{fmt, path::Path};
 
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, Value, context,
-    value::{Kwargs, ValueKind},
+    syntax::SyntaxConfig,
+    value::{Kwargs, Serde, ValueKind},
 };
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::{
     LoadError,
@@ -95,7 +96,7 @@ impl ChatTemplate {
             Template::Compiled(environment) => environment,
         };
         let mut variables = vec![
-            ("messages", Value::from_serialize(messages)),
+            ("messages", Value::from(Serde(messages))),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
             // Templates ask for these by `is none`, not only by `is defined`.
             ("tools", Value::from(())),
@@ -143,7 +144,8 @@ fn without_generation_tags(source: &str) -> String {
         text.push_str(before);
         let end = tag.find("%}").map_or(tag.len(), |at| at + 2);
         let (tag, after) = tag.split_at(end);
-        let word = tag.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+', ' ', '\t', '\n']);
+        let word =
+            tag.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+', ' ', '\t', '\n']);
         match word {
             "generation" => text.push_str(&tag.replace("generation", "if true")),
             "endgeneration" => text.push_str(&tag.replace("endgeneration", "endif")),
@@ -161,8 +163,7 @@ const NAME: &str = "template";
 /// blocks, Python's methods, and four helpers.
 fn environment(what: &str, source: &str) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_fuel(Some(FUEL));
@@ -218,9 +219,13 @@ fn to_json(value: Value, kwargs: Kwargs) -> Result<Value, Error> {
         Some(width) => {
             let indent = vec![b' '; width.min(16)];
             let formatter = serde_json::ser::PrettyFormatter::with_indent(&indent);
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter)).map_err(failed)?;
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
+                .map_err(failed)?;
         }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(failed)?,
+        None => {
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(failed)?
+        }
     }
     Ok(Value::from(String::from_utf8_lossy(&out).into_owned()))
 }
@@ -229,11 +234,19 @@ fn to_json(value: Value, kwargs: Kwargs) -> Result<Value, Error> {
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: std::io::Write + ?Sized>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: std::io::Write + ?Sized>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { w.write_all(b", ") }
     }
 
-    fn begin_object_key<W: std::io::Write + ?Sized>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: std::io::Write + ?Sized>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { w.write_all(b", ") }
     }
 

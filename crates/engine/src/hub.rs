@@ -1,15 +1,17 @@
 //! From what a user calls a model, a folder or a hub id, to a folder.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
+    env,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
 
 use hf_hub::{
-    HFClientBuilder, HFClientSync, HFError, HFRepositorySync,
-    progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler},
-    repository::{RepoTreeEntry, RepoTypeModel},
+    Cache, CacheRepo, Repo, RepoType,
+    api::{
+        Progress,
+        sync::{ApiBuilder, ApiError, ApiRepo},
+    },
 };
 
 use crate::{LoadError, checkpoint};
@@ -27,7 +29,8 @@ const FILES: [&str; 7] = [
 const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// The wait between tries doubles from 0.2 s, so that an unreachable hub is reported within 3 s.
+const HUB: &str = "https://huggingface.co";
+/// Tries to go on with a broken transfer, with a wait between them.
 const RETRIES: usize = 3;
 
 /// The folder of a model: an existing folder as it is, or `org/name` fetched from the hub (or taken
@@ -60,12 +63,18 @@ pub fn resolve_into(
     if path.exists() {
         return Err(LoadError::file(path, "is a file; name the folder that holds it"));
     }
-    let Some((owner, name)) = hub_id(model) else {
+    if !is_hub_id(model) {
         return Err(LoadError::Other(format!(
             "`{model}` is no model: no such folder exists, and it is no hub id of the form `org/name`"
         )));
-    };
-    fetch(owner, name, revision, endpoint, cache).map_err(|problem| {
+    }
+    let revision = revision.unwrap_or("main");
+    if !is_revision(revision) {
+        return Err(LoadError::Other(format!(
+            "`{revision}` is no revision: name a branch, a tag or a commit"
+        )));
+    }
+    fetch(model, revision, endpoint, cache).map_err(|problem| {
         LoadError::Other(format!(
             "`{model}` is no model: no such folder exists, and from the hub it cannot be had: {problem}"
         ))
@@ -73,107 +82,129 @@ pub fn resolve_into(
 }
 
 /// `org/name`, in the characters that the hub allows.
-fn hub_id(model: &str) -> Option<(&str, &str)> {
-    let (owner, name) = model.split_once('/')?;
+fn is_hub_id(model: &str) -> bool {
     let legal = |part: &str| {
         part.len() <= 96
             && part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
-    (legal(owner) && legal(name)).then_some((owner, name))
+    model.split_once('/').is_some_and(|(owner, name)| legal(owner) && legal(name))
 }
 
-fn fetch(
-    owner: &str,
-    name: &str,
-    revision: Option<&str>,
-    endpoint: Option<&str>,
-    cache: Option<&Path>,
-) -> Result<PathBuf, Problem> {
-    let mut builder = HFClientBuilder::new().retry_max_attempts(RETRIES);
-    if let Some(endpoint) = endpoint {
-        builder = builder.endpoint(endpoint);
+/// Revisions become part of paths and addresses.
+fn is_revision(revision: &str) -> bool {
+    let legal = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+".contains(c))
+    };
+    revision.len() <= 200 && revision.split('/').all(legal)
+}
+
+fn fetch(id: &str, revision: &str, endpoint: Option<&str>, cache: Option<&Path>) -> Result<PathBuf, Problem> {
+    let cache = Cache::new(cache.map_or_else(cache_folder, |path| Ok(path.to_path_buf()))?);
+    let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
+    let hub =
+        endpoint.map(str::to_owned).or_else(|| variable("HF_ENDPOINT")).unwrap_or_else(|| HUB.to_owned());
+    let hub = hub.trim_end_matches('/').to_owned();
+    let mut builder = ApiBuilder::from_cache(cache.clone()).with_endpoint(hub.clone()).with_retries(RETRIES);
+    if let Some(token) = variable("HF_TOKEN") {
+        builder = builder.with_token(Some(token));
     }
-    if let Some(cache) = cache {
-        builder = builder.cache_dir(cache);
-    }
-    let async_client = builder.build()?;
-    let hub = async_client.endpoint().to_owned();
-    let repository = HFClientSync::from_inner(async_client)?.model(owner, name);
-    match download(&repository, revision) {
-        // Only where nobody answers: an answer such as "gone" or "forbidden" must not be overridden.
-        Err(Problem::Hub(HFError::Request { source, .. })) => {
-            let unreachable = || Problem::Other(format!("{hub} cannot be reached ({source}), and the cache has no copy"));
-            let folder = snapshot(&repository, revision, None, true).map_err(|_| unreachable())?;
-            missing_file(&folder).map_or(Ok(()), |_| Err(unreachable()))?;
+    let api = builder.build()?;
+    let repo = |revision: &str| Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
+
+    let info = match api.repo(repo(revision)).info() {
+        Ok(info) => info,
+        // An answer such as "gone" or "forbidden" is one; only where nobody answers may the cache step in.
+        Err(ApiError::RequestError(error)) if !matches!(*error, ureq::Error::StatusCode(_)) => {
+            let cached =
+                cache.repo(repo(revision)).get("config.json").and_then(|p| p.parent().map(Path::to_path_buf));
+            let Some(folder) = cached.filter(|folder| missing_file(folder).is_none()) else {
+                return Err(Problem::Other(format!(
+                    "{hub} cannot be reached ({error}), and the cache has no copy"
+                )));
+            };
             tracing::warn!(%hub, folder = %folder.display(), "the hub cannot be reached; using the cached copy");
-            Ok(folder)
+            return Ok(folder);
         }
-        other => other,
+        Err(ApiError::RequestError(error)) => {
+            let hint = "check the name and the revision; a private or gated model needs HF_TOKEN";
+            return Err(Problem::Other(format!("{hub} answers for revision `{revision}`: {error} ({hint})")));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if info.sha.len() != 40 || !info.sha.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(Problem::Other(format!("{hub} names no commit for revision `{revision}`")));
     }
+    // All files of one commit, even if the branch moves on meanwhile.
+    let there = info.siblings.into_iter().map(|file| file.rfilename).collect();
+    let pinned = Pinned { remote: api.repo(repo(&info.sha)), cached: cache.repo(repo(&info.sha)) };
+    let folder = download(&pinned, &there)?;
+    cache.repo(repo(revision)).create_ref(&info.sha)?;
+    Ok(folder)
 }
 
-fn download(repository: &HFRepositorySync<RepoTypeModel>, revision: Option<&str>) -> Result<PathBuf, Problem> {
-    let entries = repository.list_tree().maybe_revision(revision).send()?;
-    let sizes: HashMap<String, u64> = entries
-        .into_iter()
-        .filter_map(|entry| match entry {
-            RepoTreeEntry::File { path, size, .. } => Some((path, size)),
-            _ => None,
-        })
-        .collect();
-    if let Some(file) = NEEDED.iter().find(|file| !sizes.contains_key(**file)) {
+/// As the hub's own tools choose it.
+fn cache_folder() -> Result<PathBuf, Problem> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("HF_HUB_CACHE")
+        .or_else(|| variable("HF_HOME").map(|home| home.join("hub")))
+        .or_else(|| env::home_dir().map(|home| home.join(".cache/huggingface/hub")))
+        .ok_or_else(|| Problem::Other("there is no home folder to keep it in: set HF_HOME".to_owned()))
+}
+
+/// One commit of a repository, at the hub and in the cache.
+struct Pinned {
+    remote: ApiRepo,
+    cached: CacheRepo,
+}
+
+/// Fetches what a checkpoint needs of the files that are there.
+fn download(repo: &Pinned, there: &HashSet<String>) -> Result<PathBuf, Problem> {
+    if let Some(file) = NEEDED.iter().find(|file| !there.contains(**file)) {
         return Err(Problem::Other(format!("the repository has no {file}")));
     }
-    let weights = [SINGLE, INDEX].into_iter().find(|file| sizes.contains_key(*file)).ok_or_else(|| {
-        Problem::Other(format!("the repository has neither {SINGLE} nor {INDEX} (other formats are not read)"))
+    let weights = [SINGLE, INDEX].into_iter().find(|file| there.contains(*file)).ok_or_else(|| {
+        Problem::Other(format!(
+            "the repository has neither {SINGLE} nor {INDEX} (other formats are not read)"
+        ))
     })?;
-    let mut wanted: Vec<String> =
-        FILES.iter().filter(|file| sizes.contains_key(**file)).map(ToString::to_string).collect();
-    wanted.push(weights.to_owned());
-    let folder = snapshot(repository, revision, Some(wanted.clone()), false)?;
-
-    if weights == INDEX {
-        let shards = shards(&folder)?;
-        if let Some(name) = shards.iter().find(|name| !sizes.contains_key(*name)) {
-            return Err(Problem::Other(format!("{INDEX} names `{name}`, which the repository does not have")));
-        }
-        // The folder is named by the commit: its shards, even if the branch has moved on meanwhile.
-        let commit = folder.file_name().and_then(|name| name.to_str());
-        snapshot(repository, commit, Some(shards.clone()), false)?;
-        wanted.extend(shards);
+    for file in FILES.iter().filter(|file| there.contains(**file)) {
+        get(repo, file)?;
     }
-    for file in wanted {
-        let path = folder.join(&file);
-        let there = std::fs::metadata(&path).map(|meta| meta.len()).ok();
-        if there != sizes.get(&file).copied() {
-            // Out of the way, so that the next start fetches it anew.
-            let _ = std::fs::canonicalize(&path).and_then(std::fs::remove_file);
-            let _ = std::fs::remove_file(&path);
-            return Err(Problem::Other(format!("{file} did not arrive whole; try again")));
+    let path = get(repo, weights)?;
+    let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
+    if weights == INDEX {
+        for shard in shards(&folder)? {
+            if !there.contains(&shard) {
+                return Err(Problem::Other(format!(
+                    "{INDEX} names `{shard}`, which the repository does not have"
+                )));
+            }
+            get(repo, &shard)?;
         }
     }
     Ok(folder)
 }
 
-fn snapshot(
-    repository: &HFRepositorySync<RepoTypeModel>,
-    revision: Option<&str>,
-    files: Option<Vec<String>>,
-    cached: bool,
-) -> Result<PathBuf, HFError> {
-    repository
-        .snapshot_download()
-        .maybe_revision(revision)
-        .maybe_allow_patterns(files.map(|files| files.iter().map(|file| literal(file)).collect()))
-        .local_files_only(cached)
-        .progress(Progress::from(std::sync::Arc::new(Log::default())))
-        .send()
-}
-
-/// A glob that matches this file name alone.
-fn literal(name: &str) -> String {
-    name.chars().map(|c| if "*?[]{}!\\".contains(c) { format!("[{c}]") } else { c.to_string() }).collect()
+/// One file, from the cache or the hub.
+fn get(repo: &Pinned, file: &str) -> Result<PathBuf, Problem> {
+    if let Some(path) = repo.cached.get(file) {
+        return Ok(path);
+    }
+    let mut transfer = Transfer::default();
+    let path = repo
+        .remote
+        .download_with_progress(file, &mut transfer)
+        .map_err(|e| Problem::Other(format!("{file}: {e}")))?;
+    if std::fs::metadata(&path)?.len() != transfer.size as u64 {
+        // Out of the way, so that the next start fetches it anew.
+        std::fs::canonicalize(&path).and_then(std::fs::remove_file)?;
+        std::fs::remove_file(&path)?;
+        return Err(Problem::Other(format!("{file} did not arrive whole; try again")));
+    }
+    Ok(path)
 }
 
 /// The shards that the folder's index names.
@@ -200,54 +231,44 @@ fn missing_file(folder: &Path) -> Option<String> {
 #[derive(Debug, thiserror::Error)]
 enum Problem {
     #[error(transparent)]
-    Hub(#[from] HFError),
+    Hub(#[from] ApiError),
+    #[error("the cache cannot be written: {0}")]
+    Cache(#[from] std::io::Error),
     #[error("{0}")]
     Other(String),
 }
 
-/// Logs a download: its start, every tenth of it, and its end.
-#[derive(Default)]
-struct Log(Mutex<Transfer>);
-
+/// Logs the download of one file: its start, and every tenth of a large one.
 #[derive(Default)]
 struct Transfer {
-    total: u64,
-    /// Bytes there, by file.
-    files: HashMap<String, u64>,
-    tenths: u64,
+    file: String,
+    size: usize,
+    done: usize,
+    tenths: usize,
 }
 
-impl ProgressHandler for Log {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let ProgressEvent::Download(event) = event else { return };
-        let mut transfer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match event {
-            // Single files of a snapshot announce themselves too; the first announcement is the whole.
-            DownloadEvent::Start { total_files, total_bytes } if transfer.total == 0 && *total_bytes > 0 => {
-                transfer.total = *total_bytes;
-                tracing::info!(files = total_files, bytes = total_bytes, "downloading the model");
-            }
-            DownloadEvent::Progress { files } => {
-                for file in files {
-                    transfer.files.insert(file.filename.clone(), file.bytes_completed);
-                }
-                let done = transfer.files.values().sum();
-                transfer.report(done);
-            }
-            DownloadEvent::AggregateProgress { bytes_completed, .. } => transfer.report(*bytes_completed),
-            _ => {}
+/// Files below this, in bytes, arrive too soon to be talked about.
+const LARGE: usize = 64 << 20;
+
+impl Progress for &mut Transfer {
+    fn init(&mut self, size: usize, filename: &str) {
+        // Called again for each try.
+        if self.file.is_empty() {
+            tracing::info!(file = filename, bytes = size, "downloading");
         }
+        **self = Transfer { file: filename.to_owned(), size, done: 0, tenths: self.tenths };
     }
-}
 
-impl Transfer {
-    fn report(&mut self, done: u64) {
-        let tenths = (done.saturating_mul(10)).checked_div(self.total).unwrap_or(0).min(10);
-        if tenths > self.tenths {
+    fn update(&mut self, size: usize) {
+        self.done += size;
+        let tenths = self.done.saturating_mul(10).checked_div(self.size).unwrap_or(0);
+        if tenths > self.tenths && self.size >= LARGE {
             self.tenths = tenths;
-            tracing::info!(percent = tenths * 10, bytes = done, "downloading the model");
+            tracing::info!(file = self.file, percent = tenths * 10, "downloading");
         }
     }
+
+    fn finish(&mut self) {}
 }
 
 #[cfg(test)]
@@ -256,9 +277,19 @@ mod tests {
 
     #[test]
     fn only_two_legal_parts_are_a_hub_id() {
-        assert_eq!(hub_id("org/name-1.5_b"), Some(("org", "name-1.5_b")));
+        assert!(is_hub_id("org/name-1.5_b"));
         for other in ["name", "a/b/c", "../b", "a/..", "/a", "a/", "a/b c", "a/b?c", "https://a/b", ""] {
-            assert_eq!(hub_id(other), None, "{other}");
+            assert!(!is_hub_id(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_revision_stays_in_its_folder() {
+        for good in ["main", "v1.0", "refs/pr/3", "0123456789abcdef"] {
+            assert!(is_revision(good), "{good}");
+        }
+        for other in ["", "../x", "a/../b", "/a", "a//b", "a b", "a?b", "a%2f"] {
+            assert!(!is_revision(other), "{other}");
         }
     }
 }
