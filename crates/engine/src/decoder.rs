@@ -109,7 +109,7 @@ impl Decoder {
     /// The tokens' input embeddings, `[rows, d]`.
     fn embed(&self, sequences: &[SequenceRows<'_>]) -> candle_core::Result<Tensor> {
         let hidden = self.config.hidden;
-        let rows = sequences.iter().map(|s| s.tokens.len()).sum();
+        let rows: usize = sequences.iter().map(|s| s.tokens.len()).sum();
         let mut x = vec![0.0; rows * hidden];
         let tokens = sequences.iter().flat_map(|s| s.tokens);
         for (row, &token) in x.chunks_exact_mut(hidden).zip(tokens) {

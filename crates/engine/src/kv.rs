@@ -84,8 +84,11 @@ impl KvCache {
     /// The device has too little memory.
     pub fn new(config: &DecoderConfig, blocks: usize, device: &Device) -> Result<Self, ForwardError> {
         let shape = (blocks * BLOCK_SIZE, config.kv_heads * config.head_dim);
-        let layers = || (0..config.layers).map(|_| Tensor::zeros(shape, DType::F32, device)).collect();
-        Ok(Self { keys: layers().map_err(ForwardError)?, values: layers().map_err(ForwardError)? })
+        let layers = || {
+            let zeros = (0..config.layers).map(|_| Tensor::zeros(shape, DType::F32, device));
+            zeros.collect::<candle_core::Result<Vec<Tensor>>>()
+        };
+        Ok(Self { keys: layers()?, values: layers()? })
     }
 
     /// Bytes that one block takes, over all layers.

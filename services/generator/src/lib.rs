@@ -1,1 +1,35 @@
 //! The generator: decodes every token with the base model.
+//!
+//! A request passes these stations, one file each: `api` (decode the message, take a permit),
+//! `validate` (every default resolved), `scheduler` (who runs, with which blocks), `engine` (the
+//! forward pass and the order of a step), `guides` and `pool` (the sessions on the reward workers),
+//! `sequence` (rewards fused, token chosen), `output` (text, stop strings, the client's stream).
+#![forbid(unsafe_code)]
+
+mod api;
+mod config;
+mod engine;
+mod generator;
+mod guides;
+mod output;
+mod pool;
+mod profile;
+mod scheduler;
+mod sequence;
+mod validate;
+mod worker;
+
+pub use config::{Args, Dtype, GeneratorConfig};
+pub use generator::Generator;
+
+use attune_service::server::Drain;
+use tokio_util::sync::CancellationToken;
+
+/// Loads the model, serves until `shutdown`, and drains.
+///
+/// # Errors
+/// What the model, the address or a setting has wrong, before the port opens; later, that the engine
+/// or the transport failed.
+pub async fn run(config: GeneratorConfig, shutdown: CancellationToken) -> anyhow::Result<Drain> {
+    Generator::start(config).await?.serve(shutdown).await
+}

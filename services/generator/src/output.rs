@@ -1,0 +1,64 @@
+//! What a client receives: text, tokens and the end, over a channel that never makes the engine wait.
+
+use attune_engine::TextStream;
+use attune_proto::generator::v1::{Finish, GenerateResponse, Token};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+/// What goes over a client's stream.
+pub type Message = Result<GenerateResponse, Status>;
+
+/// A client's side of one text.
+#[derive(Debug)]
+pub struct Output {
+    client: mpsc::Sender<Message>,
+    text: TextStream,
+}
+
+impl Output {
+    /// An output and the client's end of it. There is room for `tokens` tokens and the end, all that
+    /// the client asked for, so that a slow reader never blocks the engine.
+    ///
+    /// `seen` are the bytes of each resumed token: their text has been sent before, but a stop string
+    /// or a character may begin in it.
+    pub fn new<'a>(
+        tokens: usize,
+        stop: Vec<String>,
+        seen: impl IntoIterator<Item = &'a [u8]>,
+    ) -> (Self, mpsc::Receiver<Message>) {
+        let (client, receiver) = mpsc::channel(tokens + 2);
+        let mut text = TextStream::new(stop);
+        for bytes in seen {
+            text.push(bytes);
+        }
+        (Self { client, text }, receiver)
+    }
+
+    /// Sends a token with the text that is certain by it. True: a stop string came up.
+    pub fn token(&mut self, token: Token, bytes: &[u8]) -> bool {
+        let piece = self.text.push(bytes);
+        self.send(Ok(GenerateResponse { text: piece.text, tokens: vec![token], finish: None }));
+        piece.stopped
+    }
+
+    /// Sends the text held back, and the end.
+    pub fn finish(mut self, finish: Finish) {
+        let text = self.text.finish();
+        self.send(Ok(GenerateResponse { text, tokens: vec![], finish: Some(finish) }));
+    }
+
+    /// Ends the stream with an error.
+    pub fn fail(self, status: Status) {
+        self.send(Err(status));
+    }
+
+    /// Whether nobody listens any more.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    fn send(&self, message: Message) {
+        // It fails only when the client has gone; the engine notices that by `is_closed`.
+        let _ = self.client.try_send(message);
+    }
+}

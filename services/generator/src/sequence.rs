@@ -1,0 +1,358 @@
+//! One text while it is generated: its tokens, its guidances, and the step it is at.
+
+use std::time::Instant;
+
+use attune_engine::BaseModel;
+use attune_guidance::{Candidates, RowError, Sampling, Term, against_generator, fuse};
+use attune_kernels::{Chosen, Edits, FuseRow, fuse_sample};
+use attune_proto::{
+    generator::v1::{Candidate, Finish, FinishReason, Timings, Token, Usage},
+    reward::v1::{Normalization, Reference, ResolvedGuidance},
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tonic::Status;
+
+use crate::{
+    output::Output,
+    pool::Session,
+    validate::{ValidGuidance, ValidRequest},
+};
+
+/// A text that has just arrived, on its way to the engine's thread.
+#[derive(Debug)]
+pub struct Submission {
+    /// What is asked for.
+    pub request: ValidRequest,
+    /// Whose text it is.
+    pub owner: String,
+    /// When the client stops waiting.
+    pub deadline: Option<Instant>,
+    /// The client's side.
+    pub output: Output,
+    /// The client's place among those that run or wait.
+    pub permit: OwnedSemaphorePermit,
+    /// When it came.
+    pub arrived: Instant,
+}
+
+/// A running or waiting text.
+#[derive(Debug)]
+pub struct Sequence {
+    /// What was asked for.
+    pub request: ValidRequest,
+    /// Whose text it is.
+    pub owner: String,
+    /// When the client stops waiting.
+    pub deadline: Option<Instant>,
+    /// The prompt and all tokens of the text, those resumed included.
+    pub tokens: Vec<u32>,
+    /// Its guidances; empty once it goes on unguided.
+    pub guides: Vec<Guide>,
+    /// The step whose candidates wait for rewards.
+    pub pending: Option<Pending>,
+    /// How often a worker had no room for it in a row.
+    pub refusals: u32,
+    output: Output,
+    /// Distinct tokens so far, kept only where a repetition penalty asks for them.
+    seen: Vec<u32>,
+    times: Times,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// One guidance and its session.
+#[derive(Debug)]
+pub struct Guide {
+    /// What was asked for.
+    pub asked: ValidGuidance,
+    /// What it was resolved to, once a worker said so.
+    pub resolved: Option<ResolvedGuidance>,
+    /// The open session.
+    pub session: Option<Session>,
+    /// The rewards of the pending step, once they are here.
+    pub rewards: Option<Vec<f32>>,
+    /// How often a session failed since the last rewards.
+    pub losses: u32,
+    /// Since when it is without a session.
+    pub lost_since: Option<Instant>,
+    /// When to try again to open one.
+    pub retry_at: Option<Instant>,
+}
+
+/// A step that waits for rewards.
+#[derive(Debug)]
+pub struct Pending {
+    /// What `select` found.
+    pub candidates: Candidates,
+    /// When they were sent.
+    pub since: Instant,
+}
+
+#[derive(Debug)]
+struct Times {
+    arrived: Instant,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+    reward_wait: f64,
+}
+
+impl Sequence {
+    /// The state of a text that has not started.
+    pub fn new(submission: Submission) -> Self {
+        let Submission { request, owner, deadline, output, permit, arrived } = submission;
+        let tokens = [&request.prompt_ids[..], &request.resumed].concat();
+        let mut seen = Vec::new();
+        if request.sampling.repetition_penalty != 1.0 {
+            seen.clone_from(&tokens);
+            seen.sort_unstable();
+            seen.dedup();
+        }
+        let guides = request.guidances.iter().cloned().map(Guide::new).collect();
+        let times = Times { arrived, admitted: None, first_token: None, reward_wait: 0.0 };
+        Self {
+            request,
+            owner,
+            deadline,
+            tokens,
+            guides,
+            pending: None,
+            refusals: 0,
+            output,
+            seen,
+            times,
+            _permit: permit,
+        }
+    }
+
+    /// Tokens of the text so far: the step that is next.
+    pub fn step(&self) -> u32 {
+        (self.tokens.len() - self.request.prompt_ids.len()) as u32
+    }
+
+    /// The tokens of the text so far.
+    pub fn generated(&self) -> &[u32] {
+        &self.tokens[self.request.prompt_ids.len()..]
+    }
+
+    /// What the request changes in the next row of logits.
+    pub fn edits(&self) -> Edits<'_> {
+        let sampling = &self.request.sampling;
+        let early = (self.step() as usize) < sampling.min_tokens;
+        Edits {
+            bias: &sampling.bias,
+            banned: if early { &sampling.eos } else { &[] },
+            penalty: sampling.repetition_penalty,
+            seen: &self.seen,
+        }
+    }
+
+    /// Notes the admission.
+    pub fn admitted(&mut self, now: Instant) {
+        self.times.admitted.get_or_insert(now);
+    }
+
+    /// Asks every open session for the rewards of the step's candidates.
+    pub fn ask(&mut self, candidates: Candidates, now: Instant) {
+        for guide in &mut self.guides {
+            guide.rewards = None;
+            if let Some(session) = &guide.session {
+                session.candidates((self.tokens.len() - self.request.prompt_ids.len()) as u32, &candidates.ids);
+            }
+        }
+        self.pending = Some(Pending { candidates, since: now });
+    }
+
+    /// Takes the rewards of guidance `index`, checked against the pending step.
+    ///
+    /// # Errors
+    /// The worker broke the protocol, in words.
+    pub fn take_rewards(&mut self, index: usize, step: u32, values: Vec<f32>) -> Result<(), String> {
+        if step != self.step() {
+            return Err(format!("rewards of step {step} came at step {}", self.step()));
+        }
+        let Some(pending) = &self.pending else {
+            return Err("rewards came before their candidates".into());
+        };
+        let want = pending.candidates.len();
+        if values.len() != want {
+            return Err(format!("{} rewards came for {want} candidates", values.len()));
+        }
+        if !values.iter().all(|v| v.is_finite()) {
+            return Err("a reward is not finite".into());
+        }
+        let guide = &mut self.guides[index];
+        guide.rewards = Some(values);
+        guide.found();
+        Ok(())
+    }
+
+    /// Whether the pending step has all its rewards.
+    pub fn ready(&self) -> bool {
+        self.pending.is_some() && self.guides.iter().all(|g| g.rewards.is_some())
+    }
+
+    /// Chooses the token of the pending step, tells the sessions and the client.
+    ///
+    /// # Errors
+    /// Numbers that are not finite: this text fails, alone.
+    pub fn choose(&mut self, model: &BaseModel, now: Instant) -> Result<Next, RowError> {
+        let Some(Pending { candidates, since }) = self.pending.take() else { return Ok(Next::Continue) };
+        let rewards = self
+            .guides
+            .iter_mut()
+            .map(|guide| guide.rewards(&candidates))
+            .collect::<Result<Vec<Vec<f32>>, RowError>>()?;
+        let terms: Vec<Term<'_>> = self
+            .guides
+            .iter()
+            .zip(&rewards)
+            .map(|(g, r)| Term { strength: g.asked.strength, clip: g.asked.clip, rewards: r })
+            .collect();
+        let step = self.step();
+        let sampling = &self.request.sampling;
+        let row = FuseRow {
+            candidates: &candidates,
+            terms: &terms,
+            min_p: sampling.min_p,
+            sampling: Sampling {
+                temperature: sampling.temperature,
+                top_p: sampling.top_p,
+                seed: sampling.seed,
+                index: step,
+            },
+        };
+        let chosen = fuse_sample(&[row]).remove(0)?;
+        let token = self.describe(&candidates, &terms, &chosen)?;
+        if !self.guides.is_empty() {
+            self.times.reward_wait += now.duration_since(since).as_secs_f64();
+        }
+        self.times.first_token.get_or_insert(now);
+        self.tokens.push(chosen.id);
+        if let (true, Err(at)) = (sampling.repetition_penalty != 1.0, self.seen.binary_search(&chosen.id)) {
+            self.seen.insert(at, chosen.id);
+        }
+        let stopped = self.output.token(token, model.assets.tokenizer.output_bytes(chosen.id));
+        let reason = if sampling.eos.contains(&chosen.id) {
+            FinishReason::Eos
+        } else if stopped {
+            FinishReason::Stop
+        } else if self.step() as usize >= sampling.max_tokens {
+            FinishReason::Length
+        } else {
+            for guide in &self.guides {
+                if let Some(session) = &guide.session {
+                    session.advance(step, chosen.id);
+                }
+            }
+            return Ok(Next::Continue);
+        };
+        Ok(Next::Finish(reason))
+    }
+
+    /// The token as the client sees it.
+    fn describe(&self, candidates: &Candidates, terms: &[Term<'_>], chosen: &Chosen) -> Result<Token, RowError> {
+        let output = self.request.output;
+        let rewards = |i: usize| terms.iter().map(|t| t.rewards[i]).collect::<Vec<f32>>();
+        let table = if output.candidate_tables {
+            let scores = fuse(candidates, terms, self.request.sampling.min_p)?.scores;
+            let row = |(i, score): (usize, f64)| Candidate {
+                id: candidates.ids[i],
+                base_log_prob: candidates.log_prob(i) as f32,
+                rewards: rewards(i),
+                score: score as f32,
+            };
+            scores.into_iter().enumerate().map(row).collect()
+        } else {
+            Vec::new()
+        };
+        Ok(Token {
+            id: chosen.id,
+            base_log_prob: chosen.base_log_prob,
+            fused_log_prob: chosen.fused_log_prob,
+            guided: !self.guides.is_empty(),
+            unguided_id: chosen.unguided_id,
+            rewards: if output.token_rewards { rewards(chosen.index) } else { Vec::new() },
+            candidates: table,
+        })
+    }
+
+    /// Whether the client has gone.
+    pub fn is_cancelled(&self) -> bool {
+        self.output.is_closed()
+    }
+
+    /// Closes all sessions and forgets the pending step: the text waits, and goes on later from its
+    /// tokens and the guidances as they were resolved.
+    pub fn release(&mut self) {
+        self.pending = None;
+        for guide in &mut self.guides {
+            guide.session = None;
+            guide.rewards = None;
+            guide.found();
+        }
+    }
+
+    /// Ends the text.
+    pub fn finish(self, reason: FinishReason, now: Instant) {
+        let times = &self.times;
+        let seconds = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) => to.duration_since(from).as_secs_f64(),
+            _ => 0.0,
+        };
+        let finish = Finish {
+            reason: reason.into(),
+            usage: Some(Usage {
+                prompt_tokens: self.request.prompt_ids.len() as u32,
+                generated_tokens: self.step() - self.request.resumed.len() as u32,
+                cached_tokens: 0,
+            }),
+            timings: Some(Timings {
+                queue_seconds: seconds(Some(times.arrived), times.admitted),
+                prefill_seconds: seconds(times.admitted, times.first_token),
+                decode_seconds: seconds(times.first_token, Some(now)),
+                reward_wait_seconds: times.reward_wait,
+            }),
+            seed: self.request.sampling.seed,
+            guidances: self.guides.iter().filter_map(|g| g.resolved.clone()).collect(),
+        };
+        self.output.finish(finish);
+    }
+
+    /// Ends the text with an error.
+    pub fn fail(self, status: Status) {
+        self.output.fail(status);
+    }
+}
+
+/// What follows a chosen token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Another step.
+    Continue,
+    /// The text has ended.
+    Finish(FinishReason),
+}
+
+impl Guide {
+    fn new(asked: ValidGuidance) -> Self {
+        let (resolved, session, rewards) = (None, None, None);
+        Self { asked, resolved, session, rewards, losses: 0, lost_since: None, retry_at: None }
+    }
+
+    /// All is well: earlier losses count no more.
+    fn found(&mut self) {
+        (self.losses, self.lost_since, self.retry_at) = (0, None, None);
+    }
+
+    /// `r_j` of the candidates: what the worker sent, less the base model's own values where the
+    /// reference is the generator.
+    fn rewards(&mut self, candidates: &Candidates) -> Result<Vec<f32>, RowError> {
+        let values = self.rewards.take().ok_or(RowError::Length { want: candidates.len(), got: 0 })?;
+        let (reference, normalization) =
+            self.resolved.as_ref().map(|r| (r.reference(), r.normalization())).unwrap_or_default();
+        if reference == Reference::Generator {
+            against_generator(&values, candidates, normalization == Normalization::Vocabulary)
+        } else {
+            Ok(values)
+        }
+    }
+}
