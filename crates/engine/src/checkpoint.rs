@@ -140,7 +140,7 @@ impl Checkpoint {
     }
 }
 
-fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
+pub(crate) fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: HashMap<String, String>,

@@ -152,7 +152,9 @@ impl DecoderConfig {
         }
         let head_dim = raw.head_dim.unwrap_or(raw.hidden_size / heads);
         if heads % kv_heads != 0 {
-            return Err(format!("`num_attention_heads` {heads} is no multiple of `num_key_value_heads` {kv_heads}"));
+            return Err(format!(
+                "`num_attention_heads` {heads} is no multiple of `num_key_value_heads` {kv_heads}"
+            ));
         }
         if head_dim == 0 || head_dim % 2 != 0 || head_dim > 1024 {
             return Err(format!("`head_dim` is {head_dim}; it must be even, in 2..=1024"));
@@ -206,7 +208,9 @@ fn rope(raw: &Raw) -> Result<Rope, String> {
             original: need("original_max_position_embeddings")?,
         },
         other => {
-            return Err(format!("rope scaling `{other}` is not supported; supported: default, linear, llama3"));
+            return Err(format!(
+                "rope scaling `{other}` is not supported; supported: default, linear, llama3"
+            ));
         }
     };
     Ok(Rope { theta, scaling })

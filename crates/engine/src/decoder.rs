@@ -141,13 +141,7 @@ impl Decoder {
         keys.inplace_op2(&qkv, &Store { column: heads * head_dim, slots: &plan.slots })?;
         values.inplace_op2(&qkv, &Store { column: (heads + kv_heads) * head_dim, slots: &plan.slots })?;
         let attention = Attention {
-            shape: AttentionShape {
-                heads,
-                kv_heads,
-                head_dim,
-                block_size: BLOCK_SIZE,
-                window: layer.window,
-            },
+            shape: AttentionShape { heads, kv_heads, head_dim, block_size: BLOCK_SIZE, window: layer.window },
             rows: &plan.rows,
             threads: &self.threads,
         };

@@ -29,5 +29,5 @@ pub use config::{DecoderConfig, Rope, RopeScaling};
 pub use decoder::{Decoder, Output, SequenceRows};
 pub use error::{ForwardError, LoadError};
 pub use persrm::{DefaultReference, PersRm, Side};
-pub use text::{Piece, TextStream};
+pub use text::{Piece, TextError, TextStream};
 pub use tokenizer::Tokenizer;

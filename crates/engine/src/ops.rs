@@ -3,7 +3,9 @@
 //!
 //! Every operation treats each row by itself: a row's bits do not depend on the rows beside it.
 
-use attune_kernels::{AttentionRow, AttentionShape, Linear, Threads, paged_attention, rms_norm as normalise, rope, swiglu};
+use attune_kernels::{
+    AttentionRow, AttentionShape, Linear, Threads, paged_attention, rms_norm as normalise, rope, swiglu,
+};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp3, InplaceOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail,
 };

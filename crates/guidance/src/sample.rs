@@ -22,9 +22,8 @@ pub struct Sampling {
 /// Gumbel-max trick. Ties go to the lower token id.
 pub fn choose(candidates: &Candidates, fused: &Fused, sampling: Sampling) -> usize {
     let ids = &candidates.ids;
-    let best_first = |scores: &[f64], a: usize, b: usize| {
-        scores[b].total_cmp(&scores[a]).then(ids[a].cmp(&ids[b]))
-    };
+    let best_first =
+        |scores: &[f64], a: usize, b: usize| scores[b].total_cmp(&scores[a]).then(ids[a].cmp(&ids[b]));
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by(|&a, &b| best_first(&fused.scores, a, b));
     if sampling.temperature == 0.0 {
@@ -42,9 +41,8 @@ pub fn choose(candidates: &Candidates, fused: &Fused, sampling: Sampling) -> usi
             reached >= target
         })
         .map_or(order.len(), |crossing| crossing + 1);
-    let noisy: Vec<f64> = (0..ids.len())
-        .map(|i| scaled[i] + gumbel(sampling.seed, sampling.index, ids[i]))
-        .collect();
+    let noisy: Vec<f64> =
+        (0..ids.len()).map(|i| scaled[i] + gumbel(sampling.seed, sampling.index, ids[i])).collect();
     order.truncate(kept);
     order.retain(|&i| scaled[i] > f64::NEG_INFINITY);
     order.sort_by(|&a, &b| best_first(&noisy, a, b));

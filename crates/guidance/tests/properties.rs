@@ -6,11 +6,7 @@ use proptest::prelude::*;
 
 fn candidates() -> impl Strategy<Value = Candidates> {
     (1usize..=64).prop_flat_map(|k| {
-        (
-            prop::collection::vec(-20f32..20.0, k),
-            prop::collection::hash_set(0u32..5000, k),
-            0f32..5.0,
-        )
+        (prop::collection::vec(-20f32..20.0, k), prop::collection::hash_set(0u32..5000, k), 0f32..5.0)
             .prop_map(|(mut logits, ids, rest)| {
                 logits.sort_by(|a, b| b.total_cmp(a));
                 let log_sum_exp = logits[0] + rest + 4.2;

@@ -9,7 +9,8 @@ use std::{
 
 use attune_engine::BaseModel;
 use attune_proto::generator::v1::{
-    DescribeRequest, DescribeResponse, GenerateRequest, RewardWorker, generator_service_server::GeneratorService,
+    DescribeRequest, DescribeResponse, GenerateRequest, RewardWorker,
+    generator_service_server::GeneratorService,
 };
 use attune_service::status;
 use tokio::sync::{Semaphore, watch};
@@ -29,7 +30,7 @@ const OWNER: &str = "local";
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// `GeneratorService`.
-pub struct Api {
+pub(crate) struct Api {
     pub(crate) model: Arc<BaseModel>,
     pub(crate) engine: crossbeam_channel::Sender<Command>,
     /// One permit for each request that runs or waits.
@@ -71,16 +72,20 @@ impl GeneratorService for Api {
         let deadline = deadline(&request)?;
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             let (slots, queue) = (self.slots, self.queue);
-            status::exhausted(format!("all {slots} slots and {queue} places in the queue are taken"), RETRY_AFTER)
+            status::exhausted(
+                format!("all {slots} slots and {queue} places in the queue are taken"),
+                RETRY_AFTER,
+            )
         })?;
         let (model, limits) = (Arc::clone(&self.model), self.limits);
         let request = request.into_inner();
         // Tokenising a long prompt takes a while: not on the threads that carry the streams.
-        let valid =
-            tokio::task::spawn_blocking(move || ValidRequest::new(request, &model.assets, limits, rand::random))
-                .await
-                .map_err(|_| Status::internal("the request's validation broke off"))?
-                .map_err(status::invalid_all)?;
+        let valid = tokio::task::spawn_blocking(move || {
+            ValidRequest::new(request, &model.assets, limits, rand::random)
+        })
+        .await
+        .map_err(|_| Status::internal("the request's validation broke off"))?
+        .map_err(status::invalid_all)?;
         if !valid.guidances.is_empty() && self.workers.is_empty() {
             let message = "the request asks for guidance, but no reward worker is configured (--reward URL)";
             return Err(Status::unavailable(message));
@@ -100,7 +105,7 @@ impl GeneratorService for Api {
 
 /// A client's stream. When the client leaves, the engine looks at once whose text that was, even while
 /// it waits for something else.
-pub struct ClientStream {
+pub(crate) struct ClientStream {
     messages: ReceiverStream<Message>,
     engine: crossbeam_channel::Sender<Command>,
 }

@@ -27,7 +27,7 @@ use crate::{
 
 /// What the engine is told.
 #[derive(Debug)]
-pub enum Command {
+pub(crate) enum Command {
     /// A new text.
     Submit(Box<Submission>),
     /// Something of a worker.
@@ -40,15 +40,15 @@ pub enum Command {
 
 /// How long the engine waits for others.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub(crate) struct Patience {
     /// How long runnable rows wait for the rewards of the others, to share an iteration.
-    pub grace: Duration,
+    pub(crate) grace: Duration,
     /// How long a text waits for a worker, or for a step's rewards.
-    pub reward: Duration,
+    pub(crate) reward: Duration,
 }
 
 /// The engine's state; it lives on its own thread.
-pub struct Engine {
+pub(crate) struct Engine {
     model: Arc<BaseModel>,
     cache: KvCache,
     scheduler: Scheduler,
@@ -64,7 +64,7 @@ pub struct Engine {
 
 impl Engine {
     /// An idle engine.
-    pub fn new(
+    pub(crate) fn new(
         model: Arc<BaseModel>,
         cache: KvCache,
         scheduler: Scheduler,
@@ -90,7 +90,7 @@ impl Engine {
     }
 
     /// Decodes until it is told to stop.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         while self.receive() {
             self.sweep();
             self.admit();

@@ -61,7 +61,9 @@ impl Generator {
         let bound = listener::bind(config.server.listen).await?;
         let loaded = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || load(&config)).await.context("the model's loading broke off")??
+            tokio::task::spawn_blocking(move || load(&config))
+                .await
+                .context("the model's loading broke off")??
         };
         let Loaded { model, cache, blocks, threads } = loaded;
         let limits = scheduler::Limits { slots: config.slots, prefill_chunk: config.prefill_chunk };
@@ -87,7 +89,10 @@ impl Generator {
             model,
             engine: commands.clone(),
             permits: Arc::new(Semaphore::new(config.slots + config.queue)),
-            limits: Limits { max_tokens: config.max_tokens, cache_tokens: (blocks * BLOCK_SIZE).saturating_sub(1) },
+            limits: Limits {
+                max_tokens: config.max_tokens,
+                cache_tokens: (blocks * BLOCK_SIZE).saturating_sub(1),
+            },
             slots: config.slots,
             queue: config.queue,
             workers,
@@ -164,14 +169,22 @@ fn connect(
         let problem = Some(Problem::Unreachable("not connected yet".into()));
         let (known, watched) = watch::channel(Known { description: None, problem, sessions: 0 });
         workers.push((endpoint.uri().to_string(), watched));
-        connections.spawn(keep_connected(id, endpoint, fit.clone(), max_message_bytes, engine.clone(), known));
+        connections.spawn(keep_connected(
+            id,
+            endpoint,
+            fit.clone(),
+            max_message_bytes,
+            engine.clone(),
+            known,
+        ));
     }
     workers
 }
 
 fn endpoints(config: &GeneratorConfig) -> anyhow::Result<Vec<Endpoint>> {
     let parse = |url: &String| {
-        let endpoint = Endpoint::from_shared(url.clone()).map_err(|e| anyhow!("reward worker `{url}`: {e}"))?;
+        let endpoint =
+            Endpoint::from_shared(url.clone()).map_err(|e| anyhow!("reward worker `{url}`: {e}"))?;
         match endpoint.uri().scheme_str() {
             Some("http") => Ok(endpoint),
             _ => bail!("reward worker `{url}`: write it as http://HOST:PORT"),

@@ -19,7 +19,7 @@ const MAX_RETRY: Duration = Duration::from_millis(500);
 
 /// What an event means for the whole text.
 #[derive(Debug)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// It goes on.
     Fine,
     /// It gives back all it holds and queues again after this long.
@@ -29,7 +29,7 @@ pub enum Verdict {
 }
 
 /// Takes a worker's answer to guidance `index`.
-pub fn answer(sequence: &mut Sequence, index: usize, frame: Frame, now: Instant) -> Verdict {
+pub(crate) fn answer(sequence: &mut Sequence, index: usize, frame: Frame, now: Instant) -> Verdict {
     match frame {
         Frame::Opened(opened) => {
             let guide = &mut sequence.guides[index];
@@ -76,7 +76,7 @@ fn failure(sequence: &mut Sequence, index: usize, failed: &Failed, now: Instant)
 }
 
 /// Notes that guidance `index` has no session any more.
-pub fn lose(sequence: &mut Sequence, index: usize, now: Instant) {
+pub(crate) fn lose(sequence: &mut Sequence, index: usize, now: Instant) {
     let Some(guide) = sequence.guides.get_mut(index) else { return };
     guide.session = None;
     guide.rewards = None;
@@ -87,7 +87,7 @@ pub fn lose(sequence: &mut Sequence, index: usize, now: Instant) {
 }
 
 /// Opens the sessions that a running sequence lacks, and asks them for the pending step.
-pub fn open(
+pub(crate) fn open(
     sequence: &mut Sequence,
     id: SequenceId,
     pool: &mut Pool,
@@ -156,7 +156,7 @@ fn give_up(sequence: &mut Sequence, problem: &str) -> Verdict {
 }
 
 /// When the sequence must be looked at though nothing arrives.
-pub fn next_deadline(sequence: &Sequence, patience: Duration) -> Option<Instant> {
+pub(crate) fn next_deadline(sequence: &Sequence, patience: Duration) -> Option<Instant> {
     let pending = sequence.pending.as_ref().filter(|_| !sequence.guides.is_empty());
     let step = pending.map(|p| p.since + patience);
     let lost = sequence.guides.iter().filter(|g| g.session.is_none());

@@ -6,11 +6,11 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 /// What goes over a client's stream.
-pub type Message = Result<GenerateResponse, Status>;
+pub(crate) type Message = Result<GenerateResponse, Status>;
 
 /// A client's side of one text.
 #[derive(Debug)]
-pub struct Output {
+pub(crate) struct Output {
     client: mpsc::Sender<Message>,
     text: TextStream,
 }
@@ -21,7 +21,7 @@ impl Output {
     ///
     /// `seen` are the bytes of each resumed token: their text has been sent before, but a stop string
     /// or a character may begin in it.
-    pub fn new<'a>(
+    pub(crate) fn new<'a>(
         tokens: usize,
         stop: Vec<String>,
         seen: impl IntoIterator<Item = &'a [u8]>,
@@ -35,25 +35,25 @@ impl Output {
     }
 
     /// Sends a token with the text that is certain by it. True: a stop string came up.
-    pub fn token(&mut self, token: Token, bytes: &[u8]) -> bool {
+    pub(crate) fn token(&mut self, token: Token, bytes: &[u8]) -> bool {
         let piece = self.text.push(bytes);
         self.send(Ok(GenerateResponse { text: piece.text, tokens: vec![token], finish: None }));
         piece.stopped
     }
 
     /// Sends the text held back, and the end.
-    pub fn finish(mut self, finish: Finish) {
+    pub(crate) fn finish(mut self, finish: Finish) {
         let text = self.text.finish();
         self.send(Ok(GenerateResponse { text, tokens: vec![], finish: Some(finish) }));
     }
 
     /// Ends the stream with an error.
-    pub fn fail(self, status: Status) {
+    pub(crate) fn fail(self, status: Status) {
         self.send(Err(status));
     }
 
     /// Whether nobody listens any more.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
 

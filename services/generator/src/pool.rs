@@ -20,14 +20,14 @@ use crate::{
 };
 
 /// Whose session: a sequence and the index of one of its guidances.
-pub type Holder = (SequenceId, usize);
+pub(crate) type Holder = (SequenceId, usize);
 
 /// Session ids to their workers and holders.
 type Routes = Rc<RefCell<HashMap<u64, (WorkerId, Holder)>>>;
 
 /// All configured workers.
 #[derive(Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     workers: Vec<Worker>,
     routes: Routes,
     last_id: u64,
@@ -52,7 +52,7 @@ struct Link {
 
 /// Why no session could be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NoWorker {
+pub(crate) enum NoWorker {
     /// None is connected now; one may be soon.
     Unreachable(String),
     /// What is there does not fit the base model.
@@ -63,22 +63,22 @@ pub enum NoWorker {
 
 /// What a session is opened with.
 #[derive(Debug)]
-pub struct Opening<'a> {
+pub(crate) struct Opening<'a> {
     /// Whose text it is.
-    pub owner: &'a str,
+    pub(crate) owner: &'a str,
     /// The base model's prompt.
-    pub prompt: &'a Prompt,
+    pub(crate) prompt: &'a Prompt,
     /// The tokens generated so far.
-    pub generated: &'a [u32],
+    pub(crate) generated: &'a [u32],
     /// As the client asked.
-    pub guidance: &'a Guidance,
+    pub(crate) guidance: &'a Guidance,
     /// As an earlier session resolved it: then this is what counts.
-    pub resolved: Option<&'a ResolvedGuidance>,
+    pub(crate) resolved: Option<&'a ResolvedGuidance>,
 }
 
 impl Pool {
     /// A pool of `workers` workers, none connected yet.
-    pub fn new(workers: usize) -> Self {
+    pub(crate) fn new(workers: usize) -> Self {
         let unknown = || Worker::Down(Problem::Unreachable("not connected yet".into()));
         Self {
             workers: std::iter::repeat_with(unknown).take(workers).collect(),
@@ -88,7 +88,12 @@ impl Pool {
     }
 
     /// A worker is connected.
-    pub fn up(&mut self, id: WorkerId, description: DescribeResponse, requests: mpsc::Sender<ScoreRequest>) {
+    pub(crate) fn up(
+        &mut self,
+        id: WorkerId,
+        description: DescribeResponse,
+        requests: mpsc::Sender<ScoreRequest>,
+    ) {
         self.workers[id] = Worker::Up(Link {
             description,
             requests,
@@ -99,14 +104,14 @@ impl Pool {
     }
 
     /// A worker is gone. Gives those whose sessions are lost with it.
-    pub fn down(&mut self, id: WorkerId, problem: Problem) -> Vec<Holder> {
+    pub(crate) fn down(&mut self, id: WorkerId, problem: Problem) -> Vec<Holder> {
         self.workers[id] = Worker::Down(problem);
         let routes = self.routes.borrow();
         routes.values().filter(|(worker, _)| *worker == id).map(|(_, holder)| *holder).collect()
     }
 
     /// A worker reported its load.
-    pub fn load(&mut self, id: WorkerId, sessions: u32) {
+    pub(crate) fn load(&mut self, id: WorkerId, sessions: u32) {
         if let Worker::Up(link) = &mut self.workers[id] {
             link.others = sessions.saturating_sub(link.sessions.get());
         }
@@ -116,7 +121,7 @@ impl Pool {
     ///
     /// # Errors
     /// No worker can take it.
-    pub fn open(&mut self, holder: Holder, opening: &Opening<'_>) -> Result<Session, NoWorker> {
+    pub(crate) fn open(&mut self, holder: Holder, opening: &Opening<'_>) -> Result<Session, NoWorker> {
         let (worker, link) = self.choose(&opening.guidance.reward_model)?;
         let (outbox, sessions) = (Rc::clone(&link.outbox), Rc::clone(&link.sessions));
         self.last_id += 1;
@@ -179,12 +184,12 @@ impl Pool {
     }
 
     /// Whose session it is; `None` for one closed meanwhile.
-    pub fn holder(&self, session: u64) -> Option<Holder> {
+    pub(crate) fn holder(&self, session: u64) -> Option<Holder> {
         self.routes.borrow().get(&session).map(|(_, holder)| *holder)
     }
 
     /// Sends what was gathered, one message a worker. Gives the workers that do not take it.
-    pub fn flush(&mut self) -> Vec<WorkerId> {
+    pub(crate) fn flush(&mut self) -> Vec<WorkerId> {
         let mut stuck = Vec::new();
         for (id, worker) in self.workers.iter().enumerate() {
             let Worker::Up(link) = worker else { continue };
@@ -199,7 +204,7 @@ impl Pool {
 
 /// A session on a worker, closed on drop.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     id: u64,
     outbox: Rc<RefCell<Vec<RequestFrame>>>,
     sessions: Rc<Cell<u32>>,
@@ -207,18 +212,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// Its id on the wire.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
     /// Says which token was chosen at `step`.
-    pub fn advance(&self, step: u32, token: u32) {
+    pub(crate) fn advance(&self, step: u32, token: u32) {
         self.send(Frame::Advance(Advance { session_id: self.id, step, token }));
     }
 
     /// Asks for the rewards of a step's candidates.
-    pub fn candidates(&self, step: u32, token_ids: &[u32]) {
+    pub(crate) fn candidates(&self, step: u32, token_ids: &[u32]) {
         let token_ids = token_ids.to_vec();
         self.send(Frame::Candidates(Candidates { session_id: self.id, step, token_ids }));
     }

@@ -9,20 +9,20 @@ use std::collections::{BTreeMap, VecDeque};
 use attune_engine::kv::{Block, BlockPool, blocks_for};
 
 /// Names a sequence for as long as the process lives.
-pub type SequenceId = u64;
+pub(crate) type SequenceId = u64;
 
 /// What may run at once.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Sequences that run at once.
-    pub slots: usize,
+    pub(crate) slots: usize,
     /// Prompt tokens of one iteration, so that no prompt stalls the others for longer.
-    pub prefill_chunk: usize,
+    pub(crate) prefill_chunk: usize,
 }
 
 /// The bookkeeping of all sequences.
 #[derive(Debug)]
-pub struct Scheduler {
+pub(crate) struct Scheduler {
     limits: Limits,
     pool: BlockPool,
     waiting: Waiting,
@@ -32,24 +32,24 @@ pub struct Scheduler {
 
 /// The rows of one iteration.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// What to compute, each sequence once.
-    pub rows: Vec<PlannedRows>,
+    pub(crate) rows: Vec<PlannedRows>,
     /// Sequences that had to give their blocks back and wait again.
-    pub preempted: Vec<SequenceId>,
+    pub(crate) preempted: Vec<SequenceId>,
 }
 
 /// One sequence's part of an iteration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PlannedRows {
+pub(crate) struct PlannedRows {
     /// Whose rows.
-    pub id: SequenceId,
+    pub(crate) id: SequenceId,
     /// The first position.
-    pub start: usize,
+    pub(crate) start: usize,
     /// How many.
-    pub count: usize,
+    pub(crate) count: usize,
     /// Whether they reach the sequence's end, so that its next token can be chosen.
-    pub complete: bool,
+    pub(crate) complete: bool,
 }
 
 #[derive(Debug)]
@@ -70,18 +70,18 @@ impl Running {
 
 impl Scheduler {
     /// An idle scheduler over a cache of `blocks` blocks.
-    pub fn new(limits: Limits, blocks: usize) -> Self {
+    pub(crate) fn new(limits: Limits, blocks: usize) -> Self {
         Self { limits, pool: BlockPool::new(blocks), waiting: Waiting::default(), running: Vec::new() }
     }
 
     /// Queues a sequence of `length` tokens behind its owner's others.
-    pub fn submit(&mut self, id: SequenceId, owner: &str, length: usize) {
+    pub(crate) fn submit(&mut self, id: SequenceId, owner: &str, length: usize) {
         self.waiting.push_back(owner, Entry { id, length });
     }
 
     /// Admits who waits longest, taking turns between owners, while a slot and the blocks of the whole
     /// sequence are free. Gives the admitted.
-    pub fn admit(&mut self) -> Vec<SequenceId> {
+    pub(crate) fn admit(&mut self) -> Vec<SequenceId> {
         let mut admitted = Vec::new();
         while self.running.len() < self.limits.slots {
             let Some(next) = self.waiting.peek() else { break };
@@ -98,7 +98,7 @@ impl Scheduler {
     /// Plans an iteration: every row that decodes, and prompts up to the chunk, oldest first.
     ///
     /// When blocks run out, the youngest sequences give theirs back and wait, at the front.
-    pub fn plan(&mut self) -> Plan {
+    pub(crate) fn plan(&mut self) -> Plan {
         let mut plan = Plan::default();
         let mut chunk = self.limits.prefill_chunk;
         let mut at = 0;
@@ -143,43 +143,44 @@ impl Scheduler {
     }
 
     /// Notes that `count` more positions of a sequence are in the cache.
-    pub fn advance(&mut self, id: SequenceId, count: usize) {
+    pub(crate) fn advance(&mut self, id: SequenceId, count: usize) {
         if let Some(running) = self.find(id) {
             running.cached += count;
         }
     }
 
     /// Notes that a token was chosen for a sequence.
-    pub fn push(&mut self, id: SequenceId) {
+    pub(crate) fn push(&mut self, id: SequenceId) {
         if let Some(running) = self.find(id) {
             running.length += 1;
         }
     }
 
     /// Takes a sequence out, wherever it is; its blocks are free at once.
-    pub fn remove(&mut self, id: SequenceId) {
+    pub(crate) fn remove(&mut self, id: SequenceId) {
         self.running.retain(|r| r.id != id);
         self.waiting.remove(id);
     }
 
     /// The block table of a running sequence.
-    pub fn table(&self, id: SequenceId) -> Option<&[u32]> {
+    pub(crate) fn table(&self, id: SequenceId) -> Option<&[u32]> {
         self.running.iter().find(|r| r.id == id).map(|r| &r.table[..])
     }
 
     /// Whether any running sequence has rows to compute.
-    pub fn has_work(&self) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         self.running.iter().any(|r| r.work() > 0)
     }
 
     /// Whether a waiting sequence could be admitted now.
-    pub fn can_admit(&self) -> bool {
+    pub(crate) fn can_admit(&self) -> bool {
         self.running.len() < self.limits.slots
             && self.waiting.peek().is_some_and(|next| blocks_for(next.length + 1) <= self.pool.free())
     }
 
     /// Sequences that run, that wait, blocks in use, blocks in all.
-    pub fn load(&self) -> (usize, usize, usize, usize) {
+    #[cfg(test)]
+    fn load(&self) -> (usize, usize, usize, usize) {
         let total = self.pool.total();
         (self.running.len(), self.waiting.len(), total - self.pool.free(), total)
     }
@@ -246,6 +247,7 @@ impl Waiting {
         self.turns.retain(|owner| self.queues.contains_key(owner));
     }
 
+    #[cfg(test)]
     fn len(&self) -> usize {
         self.queues.values().map(VecDeque::len).sum()
     }

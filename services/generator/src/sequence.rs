@@ -20,38 +20,38 @@ use crate::{
 
 /// A text that has just arrived, on its way to the engine's thread.
 #[derive(Debug)]
-pub struct Submission {
+pub(crate) struct Submission {
     /// What is asked for.
-    pub request: ValidRequest,
+    pub(crate) request: ValidRequest,
     /// Whose text it is.
-    pub owner: String,
+    pub(crate) owner: String,
     /// When the client stops waiting.
-    pub deadline: Option<Instant>,
+    pub(crate) deadline: Option<Instant>,
     /// The client's side.
-    pub output: Output,
+    pub(crate) output: Output,
     /// The client's place among those that run or wait.
-    pub permit: OwnedSemaphorePermit,
+    pub(crate) permit: OwnedSemaphorePermit,
     /// When it came.
-    pub arrived: Instant,
+    pub(crate) arrived: Instant,
 }
 
 /// A running or waiting text.
 #[derive(Debug)]
-pub struct Sequence {
+pub(crate) struct Sequence {
     /// What was asked for.
-    pub request: ValidRequest,
+    pub(crate) request: ValidRequest,
     /// Whose text it is.
-    pub owner: String,
+    pub(crate) owner: String,
     /// When the client stops waiting.
-    pub deadline: Option<Instant>,
+    pub(crate) deadline: Option<Instant>,
     /// The prompt and all tokens of the text, those resumed included.
-    pub tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// Its guidances; empty once it goes on unguided.
-    pub guides: Vec<Guide>,
+    pub(crate) guides: Vec<Guide>,
     /// The step whose candidates wait for rewards.
-    pub pending: Option<Pending>,
+    pub(crate) pending: Option<Pending>,
     /// How often a worker had no room for it in a row.
-    pub refusals: u32,
+    pub(crate) refusals: u32,
     output: Output,
     /// Distinct tokens so far, kept only where a repetition penalty asks for them.
     seen: Vec<u32>,
@@ -61,30 +61,30 @@ pub struct Sequence {
 
 /// One guidance and its session.
 #[derive(Debug)]
-pub struct Guide {
+pub(crate) struct Guide {
     /// What was asked for.
-    pub asked: ValidGuidance,
+    pub(crate) asked: ValidGuidance,
     /// What it was resolved to, once a worker said so.
-    pub resolved: Option<ResolvedGuidance>,
+    pub(crate) resolved: Option<ResolvedGuidance>,
     /// The open session.
-    pub session: Option<Session>,
+    pub(crate) session: Option<Session>,
     /// The rewards of the pending step, once they are here.
-    pub rewards: Option<Vec<f32>>,
+    pub(crate) rewards: Option<Vec<f32>>,
     /// How often a session failed since the last rewards.
-    pub losses: u32,
+    pub(crate) losses: u32,
     /// Since when it is without a session.
-    pub lost_since: Option<Instant>,
+    pub(crate) lost_since: Option<Instant>,
     /// When to try again to open one.
-    pub retry_at: Option<Instant>,
+    pub(crate) retry_at: Option<Instant>,
 }
 
 /// A step that waits for rewards.
 #[derive(Debug)]
-pub struct Pending {
+pub(crate) struct Pending {
     /// What `select` found.
-    pub candidates: Candidates,
+    pub(crate) candidates: Candidates,
     /// When they were sent.
-    pub since: Instant,
+    pub(crate) since: Instant,
 }
 
 #[derive(Debug)]
@@ -97,7 +97,7 @@ struct Times {
 
 impl Sequence {
     /// The state of a text that has not started.
-    pub fn new(submission: Submission) -> Self {
+    pub(crate) fn new(submission: Submission) -> Self {
         let Submission { request, owner, deadline, output, permit, arrived } = submission;
         let tokens = [&request.prompt_ids[..], &request.resumed].concat();
         let mut seen = Vec::new();
@@ -124,17 +124,17 @@ impl Sequence {
     }
 
     /// Tokens of the text so far: the step that is next.
-    pub fn step(&self) -> u32 {
+    pub(crate) fn step(&self) -> u32 {
         (self.tokens.len() - self.request.prompt_ids.len()) as u32
     }
 
     /// The tokens of the text so far.
-    pub fn generated(&self) -> &[u32] {
+    pub(crate) fn generated(&self) -> &[u32] {
         &self.tokens[self.request.prompt_ids.len()..]
     }
 
     /// What the request changes in the next row of logits.
-    pub fn edits(&self) -> Edits<'_> {
+    pub(crate) fn edits(&self) -> Edits<'_> {
         let sampling = &self.request.sampling;
         let early = (self.step() as usize) < sampling.min_tokens;
         Edits {
@@ -146,16 +146,17 @@ impl Sequence {
     }
 
     /// Notes the admission.
-    pub fn admitted(&mut self, now: Instant) {
+    pub(crate) fn admitted(&mut self, now: Instant) {
         self.times.admitted.get_or_insert(now);
     }
 
     /// Asks every open session for the rewards of the step's candidates.
-    pub fn ask(&mut self, candidates: Candidates, now: Instant) {
+    pub(crate) fn ask(&mut self, candidates: Candidates, now: Instant) {
         for guide in &mut self.guides {
             guide.rewards = None;
             if let Some(session) = &guide.session {
-                session.candidates((self.tokens.len() - self.request.prompt_ids.len()) as u32, &candidates.ids);
+                session
+                    .candidates((self.tokens.len() - self.request.prompt_ids.len()) as u32, &candidates.ids);
             }
         }
         self.pending = Some(Pending { candidates, since: now });
@@ -165,7 +166,7 @@ impl Sequence {
     ///
     /// # Errors
     /// The worker broke the protocol, in words.
-    pub fn take_rewards(&mut self, index: usize, step: u32, values: Vec<f32>) -> Result<(), String> {
+    pub(crate) fn take_rewards(&mut self, index: usize, step: u32, values: Vec<f32>) -> Result<(), String> {
         if step != self.step() {
             return Err(format!("rewards of step {step} came at step {}", self.step()));
         }
@@ -186,7 +187,7 @@ impl Sequence {
     }
 
     /// Whether the pending step has all its rewards.
-    pub fn ready(&self) -> bool {
+    pub(crate) fn ready(&self) -> bool {
         self.pending.is_some() && self.guides.iter().all(|g| g.rewards.is_some())
     }
 
@@ -194,7 +195,7 @@ impl Sequence {
     ///
     /// # Errors
     /// Numbers that are not finite: this text fails, alone.
-    pub fn choose(&mut self, model: &BaseModel, now: Instant) -> Result<Next, RowError> {
+    pub(crate) fn choose(&mut self, model: &BaseModel, now: Instant) -> Result<Next, RowError> {
         let Some(Pending { candidates, since }) = self.pending.take() else { return Ok(Next::Continue) };
         let rewards = self
             .guides
@@ -249,7 +250,12 @@ impl Sequence {
     }
 
     /// The token as the client sees it.
-    fn describe(&self, candidates: &Candidates, terms: &[Term<'_>], chosen: &Chosen) -> Result<Token, RowError> {
+    fn describe(
+        &self,
+        candidates: &Candidates,
+        terms: &[Term<'_>],
+        chosen: &Chosen,
+    ) -> Result<Token, RowError> {
         let output = self.request.output;
         let rewards = |i: usize| terms.iter().map(|t| t.rewards[i]).collect::<Vec<f32>>();
         let table = if output.candidate_tables {
@@ -276,13 +282,13 @@ impl Sequence {
     }
 
     /// Whether the client has gone.
-    pub fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.output.is_closed()
     }
 
     /// Closes all sessions and forgets the pending step: the text waits, and goes on later from its
     /// tokens and the guidances as they were resolved.
-    pub fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.pending = None;
         for guide in &mut self.guides {
             guide.session = None;
@@ -292,7 +298,7 @@ impl Sequence {
     }
 
     /// Ends the text.
-    pub fn finish(self, reason: FinishReason, now: Instant) {
+    pub(crate) fn finish(self, reason: FinishReason, now: Instant) {
         let times = &self.times;
         let seconds = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
             (Some(from), Some(to)) => to.duration_since(from).as_secs_f64(),
@@ -318,14 +324,14 @@ impl Sequence {
     }
 
     /// Ends the text with an error.
-    pub fn fail(self, status: Status) {
+    pub(crate) fn fail(self, status: Status) {
         self.output.fail(status);
     }
 }
 
 /// What follows a chosen token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Another step.
     Continue,
     /// The text has ended.

@@ -4,83 +4,81 @@
 use attune_engine::{Assets, Message, PreferenceTemplate};
 use attune_guidance::MAX_CANDIDATES;
 use attune_proto::{
-    generator::v1::{
-        BaseContext, GenerateRequest, GuidanceTerm, OnRewardLoss, OutputOptions, Sampling,
-    },
+    generator::v1::{BaseContext, GenerateRequest, GuidanceTerm, OnRewardLoss, OutputOptions, Sampling},
     reward::v1::{ChatMessage, ChatMessages, Guidance, Prompt, prompt::Kind},
 };
 use attune_service::status::Violation;
 
 /// The most guidances of one request.
-pub const MAX_GUIDANCES: usize = 16;
+pub(crate) const MAX_GUIDANCES: usize = 16;
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 256;
 const MAX_BIASES: usize = 1024;
 
 /// What the server allows and assumes.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// The most tokens that a request may generate.
-    pub max_tokens: u32,
+    pub(crate) max_tokens: u32,
     /// The longest sequence that the cache can hold at all.
-    pub cache_tokens: usize,
+    pub(crate) cache_tokens: usize,
 }
 
 /// A request that can be served, whole and consistent.
 #[derive(Debug, Clone)]
-pub struct ValidRequest {
+pub(crate) struct ValidRequest {
     /// The prompt as it came, for the reward workers.
-    pub prompt: Prompt,
+    pub(crate) prompt: Prompt,
     /// The prompt as the base model reads it; at least one token.
-    pub prompt_ids: Vec<u32>,
+    pub(crate) prompt_ids: Vec<u32>,
     /// Tokens of an interrupted text that this request goes on with.
-    pub resumed: Vec<u32>,
+    pub(crate) resumed: Vec<u32>,
     /// The preferences that act.
-    pub guidances: Vec<ValidGuidance>,
+    pub(crate) guidances: Vec<ValidGuidance>,
     /// How tokens are chosen.
-    pub sampling: ValidSampling,
+    pub(crate) sampling: ValidSampling,
     /// Texts that end the generation.
-    pub stop: Vec<String>,
+    pub(crate) stop: Vec<String>,
     /// Whether to go on without guidance when no worker is left.
-    pub continue_unguided: bool,
+    pub(crate) continue_unguided: bool,
     /// What each token carries.
-    pub output: OutputOptions,
+    pub(crate) output: OutputOptions,
 }
 
 /// One preference with its strength.
 #[derive(Debug, Clone)]
-pub struct ValidGuidance {
+pub(crate) struct ValidGuidance {
     /// As the worker shall resolve it.
-    pub guidance: Guidance,
+    pub(crate) guidance: Guidance,
     /// Finite, in [-10, 10].
-    pub strength: f32,
+    pub(crate) strength: f32,
     /// Above 0. `None`: no limit.
-    pub clip: Option<f32>,
+    pub(crate) clip: Option<f32>,
 }
 
 /// How tokens are chosen, every default resolved.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ValidSampling {
+pub(crate) struct ValidSampling {
     /// 0 is greedy.
-    pub temperature: f32,
+    pub(crate) temperature: f32,
     /// `k`, 1 to 64, at most the vocabulary.
-    pub candidates: usize,
+    pub(crate) candidates: usize,
     /// In (0, 1].
-    pub top_p: f32,
+    pub(crate) top_p: f32,
     /// In [0, 1].
-    pub min_p: f32,
+    pub(crate) min_p: f32,
     /// The seed of the noise.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// The most tokens of the text, those resumed included; prompt and text fit the context.
-    pub max_tokens: usize,
+    pub(crate) max_tokens: usize,
     /// End-of-text is masked before this many.
-    pub min_tokens: usize,
+    pub(crate) min_tokens: usize,
     /// What ends a text; empty with `ignore_eos`.
-    pub eos: Vec<u32>,
+    pub(crate) eos: Vec<u32>,
     /// 1: none.
-    pub repetition_penalty: f32,
+    pub(crate) repetition_penalty: f32,
     /// By token id.
-    pub bias: Vec<(u32, f32)>,
+    pub(crate) bias: Vec<(u32, f32)>,
 }
 
 impl ValidRequest {
@@ -88,7 +86,7 @@ impl ValidRequest {
     ///
     /// # Errors
     /// Every violation found, with its field and the allowed range.
-    pub fn new(
+    pub(crate) fn new(
         request: GenerateRequest,
         assets: &Assets,
         limits: Limits,
@@ -124,7 +122,10 @@ impl ValidRequest {
         let sampling = check.sampling(sampling, assets, seed, room.min(limits.max_tokens as usize));
         if room > 0 && resume.token_ids.len() >= sampling.max_tokens {
             let (have, most) = (resume.token_ids.len(), sampling.max_tokens);
-            check.fail("resume.token_ids", format!("has {have} ids; max_tokens {most} leaves nothing to generate"));
+            check.fail(
+                "resume.token_ids",
+                format!("has {have} ids; max_tokens {most} leaves nothing to generate"),
+            );
         }
         match (check.violations.is_empty(), request.prompt) {
             (true, Some(prompt)) => Ok(Self {
@@ -153,7 +154,14 @@ impl Checker {
     }
 
     /// The number if it lies in the range, else the default and a violation.
-    fn number(&mut self, field: &str, value: Option<f32>, default: f32, range: &str, ok: fn(f32) -> bool) -> f32 {
+    fn number(
+        &mut self,
+        field: &str,
+        value: Option<f32>,
+        default: f32,
+        range: &str,
+        ok: fn(f32) -> bool,
+    ) -> f32 {
         match value {
             Some(v) if ok(v) => v,
             Some(v) => {
@@ -166,15 +174,21 @@ impl Checker {
 
     fn guidances(&mut self, terms: Vec<GuidanceTerm>) -> Vec<ValidGuidance> {
         if terms.len() > MAX_GUIDANCES {
-            self.fail("guidances", format!("has {} entries; at most {MAX_GUIDANCES} are allowed", terms.len()));
+            self.fail(
+                "guidances",
+                format!("has {} entries; at most {MAX_GUIDANCES} are allowed", terms.len()),
+            );
         }
         let mut valid = Vec::with_capacity(terms.len());
         for (i, term) in terms.into_iter().enumerate() {
             let field = |name: &str| format!("guidances[{i}].{name}");
-            let strength =
-                self.number(&field("strength"), term.strength, 1.0, "in [-10, 10]", |s| (-10.0..=10.0).contains(&s));
+            let strength = self.number(&field("strength"), term.strength, 1.0, "in [-10, 10]", |s| {
+                (-10.0..=10.0).contains(&s)
+            });
             let clip = term.clip.map(|clip| {
-                self.number(&field("clip"), Some(clip), 1.0, "finite and above 0", |c| c.is_finite() && c > 0.0)
+                self.number(&field("clip"), Some(clip), 1.0, "finite and above 0", |c| {
+                    c.is_finite() && c > 0.0
+                })
             });
             match term.guidance {
                 Some(guidance) => {
@@ -225,7 +239,10 @@ impl Checker {
 
     fn stop(&mut self, stops: &[String]) -> Vec<String> {
         if stops.len() > MAX_STOPS {
-            self.fail("sampling.stop", format!("has {} entries; at most {MAX_STOPS} are allowed", stops.len()));
+            self.fail(
+                "sampling.stop",
+                format!("has {} entries; at most {MAX_STOPS} are allowed", stops.len()),
+            );
         }
         if stops.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
             self.fail("sampling.stop", format!("entries must have 1 to {MAX_STOP_BYTES} bytes"));
@@ -245,7 +262,10 @@ impl Checker {
             self.fail("sampling.max_tokens", "is 0; it must be at least 1");
         }
         if s.logit_bias.len() > MAX_BIASES {
-            self.fail("sampling.logit_bias", format!("has {} entries; at most {MAX_BIASES}", s.logit_bias.len()));
+            self.fail(
+                "sampling.logit_bias",
+                format!("has {} entries; at most {MAX_BIASES}", s.logit_bias.len()),
+            );
         }
         let mut bias: Vec<(u32, f32)> = s.logit_bias.into_iter().collect();
         bias.sort_by_key(|entry| entry.0);
@@ -285,7 +305,11 @@ fn encode_text(assets: &Assets, text: &str, preferences: &[&str]) -> Result<Vec<
     assets.tokenizer.encode_raw(&text).map_err(|e| e.to_string())
 }
 
-fn encode_messages(assets: &Assets, messages: &ChatMessages, preferences: &[&str]) -> Result<Vec<u32>, String> {
+fn encode_messages(
+    assets: &Assets,
+    messages: &ChatMessages,
+    preferences: &[&str],
+) -> Result<Vec<u32>, String> {
     if messages.messages.is_empty() {
         return Err("is empty: at least one message is required".to_owned());
     }

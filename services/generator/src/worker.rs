@@ -21,11 +21,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const OUTBOUND: usize = 256;
 
 /// A worker's place in the configuration.
-pub type WorkerId = usize;
+pub(crate) type WorkerId = usize;
 
 /// What the engine hears of a worker.
 #[derive(Debug)]
-pub enum WorkerEvent {
+pub(crate) enum WorkerEvent {
     /// It is connected, fits, and takes messages.
     Up(DescribeResponse, mpsc::Sender<ScoreRequest>),
     /// It answered.
@@ -36,7 +36,7 @@ pub enum WorkerEvent {
 
 /// Why a worker cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Problem {
+pub(crate) enum Problem {
     /// It may come back by itself.
     Unreachable(String),
     /// Its model does not fit the base model.
@@ -45,7 +45,7 @@ pub enum Problem {
 
 impl Problem {
     /// The reason as a sentence.
-    pub fn message(&self) -> &str {
+    pub(crate) fn message(&self) -> &str {
         match self {
             Self::Unreachable(message) | Self::Unfit(message) => message,
         }
@@ -54,26 +54,26 @@ impl Problem {
 
 /// What a worker must share with the base model.
 #[derive(Debug, Clone)]
-pub struct Fit {
+pub(crate) struct Fit {
     /// Ids that the base model's tokenizer gives text to.
-    pub tokenizer_size: u32,
+    pub(crate) tokenizer_size: u32,
     /// The fingerprint over them.
-    pub fingerprint: String,
+    pub(crate) fingerprint: String,
 }
 
 /// What is known of a worker, for `Describe`.
 #[derive(Debug, Clone)]
-pub struct Known {
+pub(crate) struct Known {
     /// What it said of itself when last connected.
-    pub description: Option<DescribeResponse>,
+    pub(crate) description: Option<DescribeResponse>,
     /// Why it is not connected now.
-    pub problem: Option<Problem>,
+    pub(crate) problem: Option<Problem>,
     /// Sessions open on it, as it last reported.
-    pub sessions: u32,
+    pub(crate) sessions: u32,
 }
 
 /// Keeps a worker connected until the engine is gone.
-pub async fn keep_connected(
+pub(crate) async fn keep_connected(
     id: WorkerId,
     endpoint: Endpoint,
     fit: Fit,
@@ -97,7 +97,8 @@ pub async fn keep_connected(
                 loop {
                     match responses.message().await {
                         Ok(Some(message)) => {
-                            let frames: Vec<Frame> = message.frames.into_iter().filter_map(|f| f.frame).collect();
+                            let frames: Vec<Frame> =
+                                message.frames.into_iter().filter_map(|f| f.frame).collect();
                             for frame in &frames {
                                 if let Frame::Load(load) = frame {
                                     known.send_modify(|known| known.sessions = load.sessions);

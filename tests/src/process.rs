@@ -1,0 +1,82 @@
+//! A service or the command as a process of its own, ended when dropped.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// A service that listens.
+pub struct Process {
+    child: Child,
+    /// Its address, as a URL.
+    pub endpoint: String,
+}
+
+impl Process {
+    /// Starts a service of this workspace on a free port, and waits until it listens.
+    ///
+    /// # Errors
+    /// It does not start, or ends before it listens.
+    pub fn start<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>) -> Result<Self> {
+        let mut child = Command::new(binary(name)?)
+            .args(["--listen", "127.0.0.1:0"])
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        let stdout = child.stdout.take().context("no stdout")?;
+        for line in BufReader::new(stdout).lines() {
+            if let Some(address) = line?.strip_prefix("listening on ") {
+                return Ok(Self { child, endpoint: format!("http://{address}") });
+            }
+        }
+        bail!("{name} ended before it listened: {}", child.wait()?)
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end, and waits. Gives its exit code.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub fn terminate(mut self) -> Result<Option<i32>> {
+        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
+        Ok(self.child.wait()?.code())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It fails only for a process that has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The root of the workspace.
+pub fn workspace_root() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// A binary of this workspace, built beside this test.
+///
+/// # Errors
+/// It has not been built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let folder = test.ancestors().nth(2).context("the test lies in no target folder")?;
+    let path = folder.join(name);
+    if !path.exists() {
+        bail!("{} is missing; build it first: cargo build --workspace --bins", path.display());
+    }
+    Ok(path)
+}
