@@ -103,7 +103,7 @@ impl ChatTemplate {
             ("documents", Value::from(())),
         ];
         variables.extend(self.tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str()))));
-        run(environment, variables.into_iter().collect()).map_err(|error| match refusal(&error) {
+        run(environment, Value::from_pairs(variables)).map_err(|error| match refusal(&error) {
             Some(reason) => TextError::Refused(reason),
             None => TextError::ChatTemplate(explain(&error)),
         })
