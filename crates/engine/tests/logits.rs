@@ -1,5 +1,6 @@
 //! The decoder against transformers (kept vectors), candle-transformers (run here), and itself:
 //! sharded, in company, in chunks.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! Guided decoding in one process against the official PAD algorithm's kept tokens: engine, kernels
 //! and guidance without the wire. All cases of a shape decode in one batch.
+#![allow(clippy::unwrap_used)]
 
 use attune_engine::kv::{KvCache, blocks_for};
 use attune_engine::random_checkpoint::{self, Kind, Shape};
