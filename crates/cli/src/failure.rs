@@ -83,7 +83,7 @@ impl Failure {
                 "no server can answer now: `attune describe` shows its reward workers".into()
             }
             ("FAILED_PRECONDITION", _) => {
-                "the models do not fit together: `attune describe` shows what is served".into()
+                "the models here cannot do what was asked: `attune describe` shows what they offer".into()
             }
             ("DEADLINE_EXCEEDED", _) => "allow more time with --timeout, or ask for fewer tokens".into(),
             ("UNIMPLEMENTED", _) => "the server does not have this (yet): is it of an older version?".into(),

@@ -98,6 +98,7 @@ async fn as_text(endpoint: &EndpointArgs, request: GenerateRequest) -> Result<()
     let guided = !request.guidances.is_empty();
     let mut client = endpoint.generator().await?;
     let on_terminal = std::io::stdout().is_terminal();
+    let mut begun = false;
     let print = |response: &GenerateResponse| {
         let mut out = std::io::stdout().lock();
         if on_terminal {
@@ -106,11 +107,14 @@ async fn as_text(endpoint: &EndpointArgs, request: GenerateRequest) -> Result<()
             out.write_all(response.text.as_bytes())?;
         }
         out.flush()?;
+        begun |= !response.text.is_empty();
         Ok(())
     };
     let done = stream::generate(&mut client, endpoint, request, print).await;
-    // An error message starts on its own line, too.
-    writeln!(std::io::stdout())?;
+    // What follows, an error message too, starts on its own line.
+    if begun || done.is_ok() {
+        writeln!(std::io::stdout())?;
+    }
     let whole = done?;
     if guided && whole.unguided() > 0 {
         anstream::eprintln!("warning: {} tokens were chosen without guidance", whole.unguided());

@@ -194,6 +194,7 @@ fn errors_name_the_field_and_fail() {
     let running = start();
     let output = running.attune(&["generate", "How?", "--top-p", "2"]);
     assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stdout), "");
     let message = text(&output.stderr);
     assert!(message.contains("INVALID_ARGUMENT") && message.contains("sampling.top_p"), "{message}");
     let output = running.attune(&["generate", "How?", "--top-p", "2", "--json"]);
@@ -209,6 +210,24 @@ fn a_timeout_ends_a_silent_stream() {
     let output = running.attune(&["generate", "How?", "--max-tokens", "1000", "--timeout", "0.2"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("DEADLINE_EXCEEDED"), "{}", text(&output.stderr));
+    running.stop();
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_it_with_130() {
+    let running = start();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_attune"))
+        .args(["generate", "How?", "--max-tokens", "1000", "--endpoint", &running.url])
+        .spawn()
+        .unwrap();
+    // Once the server has the request, the command is in the middle of its stream.
+    while running.seen.lock().unwrap().is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     running.stop();
 }
 
