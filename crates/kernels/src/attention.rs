@@ -157,7 +157,7 @@ fn heads<L: Lanes, const D: usize, const FULL: bool>(
                 *offset = (slot * shape.kv_heads + kv_head) * dim;
             }
             for (h, (q, out)) in q.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).enumerate() {
-                let query = load_head::<L, D, FULL>(l, q).map(|q| l.mul(q, scale));
+                let query = load_scaled::<L, D, FULL>(l, q, scale);
                 let mut scores = [[f32::NEG_INFINITY; LANES]; 2];
                 for (score, &offset) in scores.as_flattened_mut().iter_mut().zip(&offsets[..len]) {
                     let key = load_head::<L, D, FULL>(l, &k[offset..][..dim]);
@@ -179,7 +179,7 @@ fn heads<L: Lanes, const D: usize, const FULL: bool>(
                 let weights = l.fma(l.load(&weight_sums[h]), shrink, l.add(a, b));
                 l.store(&mut weight_sums[h], weights);
 
-                let mut sums = load_head::<L, D, FULL>(l, out).map(|sum| l.mul(sum, shrink));
+                let mut sums = load_scaled::<L, D, FULL>(l, out, shrink);
                 for (&weight, &offset) in scores.as_flattened().iter().zip(&offsets[..len]) {
                     let value = load_head::<L, D, FULL>(l, &v[offset..][..dim]);
                     let weight = l.splat(weight);
@@ -193,10 +193,23 @@ fn heads<L: Lanes, const D: usize, const FULL: bool>(
         }
         for (out, weights) in out.chunks_exact_mut(dim).zip(&weight_sums) {
             let total = l.splat(l.sum(l.load(weights)));
-            let sums = load_head::<L, D, FULL>(l, out).map(|sum| l.div(sum, total));
+            let mut sums = load_head::<L, D, FULL>(l, out);
+            for sum in &mut sums {
+                *sum = l.div(*sum, total);
+            }
             store_head::<L, D, FULL>(l, out, sums);
         }
     }
+}
+
+/// [`load_head`] times `scale`.
+#[inline(always)]
+fn load_scaled<L: Lanes, const D: usize, const FULL: bool>(l: L, from: &[f32], scale: L::V) -> [L::V; D] {
+    let mut head = load_head::<L, D, FULL>(l, from);
+    for v in &mut head {
+        *v = l.mul(*v, scale);
+    }
+    head
 }
 
 #[inline(always)]

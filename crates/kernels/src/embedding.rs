@@ -148,38 +148,67 @@ simd_fn!(fn dot_f16(row: &[f16], features: &[f32]) -> f32 = dot_f16_body);
 
 #[inline(always)]
 fn dot_f32_body<L: Lanes>(l: L, row: &[f32], features: &[f32]) -> f32 {
-    dot(l, row, features, |x| x)
+    dot(l, row, features)
 }
 
 #[inline(always)]
 fn dot_bf16_body<L: Lanes>(l: L, row: &[bf16], features: &[f32]) -> f32 {
-    dot(l, row, features, |x| f32::from_bits(u32::from(x.to_bits()) << 16))
+    dot(l, row, features)
 }
 
 #[inline(always)]
 fn dot_f16_body<L: Lanes>(l: L, row: &[f16], features: &[f32]) -> f32 {
-    dot(l, row, features, |x| x.to_f32())
+    dot(l, row, features)
 }
 
-/// A few rows of a step: the gather itself, not the arithmetic, takes the time. So the widening is
-/// left to the compiler.
+/// A number that widens to single precision exactly.
+trait Widen: Copy {
+    const ZERO: Self;
+    fn widen<L: Lanes>(l: L, from: &[Self; LANES]) -> L::V;
+}
+
+impl Widen for f32 {
+    const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn widen<L: Lanes>(l: L, from: &[Self; LANES]) -> L::V {
+        l.load(from)
+    }
+}
+
+impl Widen for bf16 {
+    const ZERO: Self = bf16::ZERO;
+    #[inline(always)]
+    fn widen<L: Lanes>(l: L, from: &[Self; LANES]) -> L::V {
+        l.bf16(from)
+    }
+}
+
+impl Widen for f16 {
+    const ZERO: Self = f16::ZERO;
+    #[inline(always)]
+    fn widen<L: Lanes>(l: L, from: &[Self; LANES]) -> L::V {
+        l.f16(from)
+    }
+}
+
 #[inline(always)]
-fn dot<L: Lanes, T: Copy>(l: L, row: &[T], features: &[f32], widen: impl Fn(T) -> f32) -> f32 {
+fn dot<L: Lanes, T: Widen>(l: L, row: &[T], features: &[f32]) -> f32 {
     let mut sums = [l.splat(0.0); 2];
-    let (row, row_rest) = row.as_chunks::<{ 2 * LANES }>();
-    let (features, features_rest) = features.as_chunks::<{ 2 * LANES }>();
+    let (row, row_rest) = row.as_chunks::<LANES>();
+    let (features, features_rest) = features.as_chunks::<LANES>();
+    let ((row, row_odd), (features, features_odd)) = (row.as_chunks::<2>(), features.as_chunks::<2>());
     for (row, features) in row.iter().zip(features) {
-        let (features, _) = features.as_chunks::<LANES>();
-        for i in 0..2 {
-            let wide: [f32; LANES] = std::array::from_fn(|j| widen(row[i * LANES + j]));
-            sums[i] = l.fma(l.load(&wide), l.load(&features[i]), sums[i]);
+        for ((row, features), sum) in row.iter().zip(features).zip(&mut sums) {
+            *sum = l.fma(T::widen(l, row), l.load(features), *sum);
         }
     }
-    let mut sum = l.sum(l.add(sums[0], sums[1]));
-    for (w, x) in row_rest.iter().zip(features_rest) {
-        sum = widen(*w).mul_add(*x, sum);
+    for (row, features) in row_odd.iter().zip(features_odd) {
+        sums[0] = l.fma(T::widen(l, row), l.load(features), sums[0]);
     }
-    sum
+    let mut rest = [T::ZERO; LANES];
+    rest[..row_rest.len()].copy_from_slice(row_rest);
+    let rest = l.mul(T::widen(l, &rest), l.load_part(features_rest, 0.0));
+    l.sum(l.add(l.add(sums[0], sums[1]), rest))
 }
 
 #[cfg(test)]

@@ -23,7 +23,8 @@ fn rows_body<L: Lanes>(l: L, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32
     let (weights, weights_rest) = weight.as_chunks::<LANES>();
     for (x, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
         let (chunks, rest) = x.as_chunks::<LANES>();
-        let mut squares = fold(l, chunks, [l.splat(0.0); 4], |sum, v| l.fma(v, v, sum));
+        let mut squares = [l.splat(0.0); 4];
+        fold!(l, chunks, squares, |sum, v| l.fma(v, v, *sum));
         let rest_v = l.load_part(rest, 0.0);
         squares[3] = l.fma(rest_v, rest_v, squares[3]);
         let total = sum4(l, squares);

@@ -183,13 +183,14 @@ simd_fn!(
 fn piece_sum_body<L: Lanes>(l: L, piece: &[f32]) -> (f32, f32) {
     let (chunks, rest) = piece.as_chunks::<LANES>();
     let rest = l.load_part(rest, f32::NEG_INFINITY);
-    let max = fold(l, chunks, [rest; 4], |max, v| l.max(max, v));
+    let mut max = [rest; 4];
+    fold!(l, chunks, max, |max, v| l.max(*max, v));
     let max = l.largest(l.max(l.max(max[0], max[1]), l.max(max[2], max[3])));
     // Negative infinity less itself would be NaN.
     let base = l.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
     let zero = l.splat(0.0);
-    let sums = [exp(l, l.sub(rest, base)), zero, zero, zero];
-    let sums = fold(l, chunks, sums, |sum, v| l.add(sum, exp(l, l.sub(v, base))));
+    let mut sums = [exp(l, l.sub(rest, base)), zero, zero, zero];
+    fold!(l, chunks, sums, |sum, v| l.add(*sum, exp(l, l.sub(v, base))));
     (max, sum4(l, sums))
 }
 

@@ -112,15 +112,15 @@ fn few_rows<L: Lanes, D: Decode>(
     let sums = &mut sums[..x.len() / layer.n_in];
     for p in from..to {
         sums.fill(Sums::default());
-        tiles::<L, D>(l, layer.panel(p), x, layer.n_in, 0, sums);
+        tiles::<L, D>(l, layer.panel(p), x, layer.n_in, 0, AHEAD, sums);
         for (row, sums) in sums.iter().enumerate() {
             layer.write(p, row, sums.as_flattened(), out);
         }
     }
 }
 
-/// The same sums, their order over `k` included, with the weights of a block of inputs widened once
-/// for all rows.
+/// The same sums, their order over `k` included, block by block of inputs; where the rows are many,
+/// a block's weights are widened once for all.
 #[inline(always)]
 fn many_rows<L: Lanes, D: Decode>(
     l: L,
@@ -138,16 +138,17 @@ fn many_rows<L: Lanes, D: Decode>(
             let sums = &mut sums[..x.len() / n_in];
             sums.fill(Sums::default());
             for (i, part) in layer.panel(p).chunks(K_BLOCK * D::LINES).enumerate() {
-                if D::LINES == AsF32::LINES {
-                    tiles::<L, AsF32>(l, part, x, n_in, i * K_BLOCK, sums);
+                if D::LINES == AsF32::LINES || sums.len() <= 2 * L::TILE_ROWS {
+                    tiles::<L, D>(l, part, x, n_in, i * K_BLOCK, AHEAD, sums);
                 } else {
                     let wide = &mut wide[..part.len() / D::LINES];
                     for (lines, wide) in part.chunks_exact(D::LINES).zip(wide.iter_mut()) {
+                        l.prefetch(lines.as_ptr().wrapping_add(AHEAD));
                         let (a, b) = D::columns(l, lines);
                         l.store_bits(&mut wide[0].0, a);
                         l.store_bits(&mut wide[1].0, b);
                     }
-                    tiles::<L, AsF32>(l, wide.as_flattened(), x, n_in, i * K_BLOCK, sums);
+                    tiles::<L, AsF32>(l, wide.as_flattened(), x, n_in, i * K_BLOCK, 0, sums);
                 }
             }
             for (r, sums) in sums.iter().enumerate() {
@@ -157,9 +158,18 @@ fn many_rows<L: Lanes, D: Decode>(
     }
 }
 
-/// Adds the products with inputs `k0..` to every row's sums, as many rows at once as registers hold.
+/// Adds the products with inputs `k0..` to every row's sums, as many rows at once as registers hold;
+/// asks memory for what lies `ahead` lines on.
 #[inline(always)]
-fn tiles<L: Lanes, D: Decode>(l: L, panel: &[Line], x: &[f32], n_in: usize, k0: usize, sums: &mut [Sums]) {
+fn tiles<L: Lanes, D: Decode>(
+    l: L,
+    panel: &[Line],
+    x: &[f32],
+    n_in: usize,
+    k0: usize,
+    ahead: usize,
+    sums: &mut [Sums],
+) {
     let (mut row, rows) = (0, sums.len());
     while row < rows {
         // Even tiles: 9 rows are 5 and 4, not 8 and 1.
@@ -167,14 +177,14 @@ fn tiles<L: Lanes, D: Decode>(l: L, panel: &[Line], x: &[f32], n_in: usize, k0: 
         let height = left.div_ceil(left.div_ceil(L::TILE_ROWS));
         let (x, sums) = (&x[row * n_in..], &mut sums[row..row + height]);
         match height {
-            1 => tile::<L, D, 1>(l, panel, x, n_in, k0, sums),
-            2 => tile::<L, D, 2>(l, panel, x, n_in, k0, sums),
-            3 if L::TILE_ROWS >= 3 => tile::<L, D, 3>(l, panel, x, n_in, k0, sums),
-            4 if L::TILE_ROWS >= 4 => tile::<L, D, 4>(l, panel, x, n_in, k0, sums),
-            5 if L::TILE_ROWS >= 5 => tile::<L, D, 5>(l, panel, x, n_in, k0, sums),
-            6 if L::TILE_ROWS >= 6 => tile::<L, D, 6>(l, panel, x, n_in, k0, sums),
-            7 if L::TILE_ROWS >= 7 => tile::<L, D, 7>(l, panel, x, n_in, k0, sums),
-            8 if L::TILE_ROWS >= 8 => tile::<L, D, 8>(l, panel, x, n_in, k0, sums),
+            1 => tile::<L, D, 1>(l, panel, x, n_in, k0, ahead, sums),
+            2 => tile::<L, D, 2>(l, panel, x, n_in, k0, ahead, sums),
+            3 if L::TILE_ROWS >= 3 => tile::<L, D, 3>(l, panel, x, n_in, k0, ahead, sums),
+            4 if L::TILE_ROWS >= 4 => tile::<L, D, 4>(l, panel, x, n_in, k0, ahead, sums),
+            5 if L::TILE_ROWS >= 5 => tile::<L, D, 5>(l, panel, x, n_in, k0, ahead, sums),
+            6 if L::TILE_ROWS >= 6 => tile::<L, D, 6>(l, panel, x, n_in, k0, ahead, sums),
+            7 if L::TILE_ROWS >= 7 => tile::<L, D, 7>(l, panel, x, n_in, k0, ahead, sums),
+            8 if L::TILE_ROWS >= 8 => tile::<L, D, 8>(l, panel, x, n_in, k0, ahead, sums),
             _ => unreachable!("no tile is higher than the registers allow"),
         }
         row += height;
@@ -188,21 +198,26 @@ fn tile<L: Lanes, D: Decode, const R: usize>(
     x: &[f32],
     n_in: usize,
     k0: usize,
+    ahead: usize,
     sums: &mut [Sums],
 ) {
     let len = panel.len() / D::LINES;
-    let x: [&[f32]; R] = std::array::from_fn(|r| &x[r * n_in + k0..][..len]);
-    let mut acc: [(L::V, L::V); R] = std::array::from_fn(|r| (l.load(&sums[r][0]), l.load(&sums[r][1])));
+    let mut rows: [&[f32]; R] = [&[]; R];
+    let mut acc = [(l.splat(0.0), l.splat(0.0)); R];
+    for r in 0..R {
+        rows[r] = &x[r * n_in + k0..][..len];
+        acc[r] = (l.load(&sums[r][0]), l.load(&sums[r][1]));
+    }
     for (k, lines) in panel.chunks_exact(D::LINES).enumerate() {
         for line in lines {
-            l.prefetch((line as *const Line).wrapping_add(AHEAD));
+            l.prefetch((line as *const Line).wrapping_add(ahead));
         }
         let (w0, w1) = D::columns(l, lines);
         for r in 0..R {
             // SAFETY: every row was cut to `len`, the number of chunks. The check costs a quarter
             // of the speed here.
             #[allow(unsafe_code)]
-            let x = l.splat(unsafe { *x[r].get_unchecked(k) });
+            let x = l.splat(unsafe { *rows[r].get_unchecked(k) });
             acc[r] = (l.fma(x, w0, acc[r].0), l.fma(x, w1, acc[r].1));
         }
     }

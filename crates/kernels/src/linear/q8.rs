@@ -16,6 +16,10 @@ const AHEAD: usize = 48;
 /// `128 * 127`: the largest quantised input.
 const LARGEST: f32 = 16256.0;
 
+/// `1.5 * 2^23`: adding it rounds to the nearest whole number, ties to even, and leaves that number
+/// in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// 32 inputs of one row.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(16))]
@@ -46,18 +50,22 @@ pub(super) fn quantize(isa: crate::simd::Isa, x: &[f32], n_in: usize) -> Vec<Inp
 simd_fn!(fn quantize_rows(x: &[f32], n_in: usize, blocks: &mut [Inputs]) = quantize_body);
 
 #[inline(always)]
-fn quantize_body<L: Lanes>(l: L, x: &[f32], n_in: usize, blocks: &mut [Inputs]) {
+fn quantize_body<L: Dot>(l: L, x: &[f32], n_in: usize, blocks: &mut [Inputs]) {
     for (x, blocks) in x.chunks_exact(n_in).zip(blocks.chunks_exact_mut(n_in.div_ceil(BLOCK))) {
-        for (x, block) in x.chunks(BLOCK).zip(blocks) {
-            let mut full = [0.0; BLOCK];
-            full[..x.len()].copy_from_slice(x);
-            quantize_block(l, &full, block);
+        let (full, rest) = x.as_chunks::<BLOCK>();
+        for (x, block) in full.iter().zip(blocks.iter_mut()) {
+            quantize_block(l, x, block);
+        }
+        if let ([.., block], false) = (blocks, rest.is_empty()) {
+            let mut padded = [0.0; BLOCK];
+            padded[..rest.len()].copy_from_slice(rest);
+            quantize_block(l, &padded, block);
         }
     }
 }
 
 #[inline(always)]
-fn quantize_block<L: Lanes>(l: L, x: &[f32; BLOCK], block: &mut Inputs) {
+fn quantize_block<L: Dot>(l: L, x: &[f32; BLOCK], block: &mut Inputs) {
     let (halves, _) = x.as_chunks::<LANES>();
     let (a, b) = (l.load(&halves[0]), l.load(&halves[1]));
     let zero = l.splat(0.0);
@@ -73,22 +81,9 @@ fn quantize_block<L: Lanes>(l: L, x: &[f32; BLOCK], block: &mut Inputs) {
         return;
     }
     let inverse = l.splat(LARGEST / largest);
-    // 1.5 * 2^23: adding it rounds to the nearest whole number, ties to even.
-    let round = l.splat(12_582_912.0);
-    let mut rounded = [[0.0; LANES]; 2];
-    l.store(&mut rounded[0], l.fma(a, inverse, round));
-    l.store(&mut rounded[1], l.fma(b, inverse, round));
-    let mut sum = 0;
-    for (i, v) in rounded.as_flattened().iter().enumerate() {
-        let whole = v.to_bits() as i32 - 0x4b40_0000;
-        let hi = (whole + 64) >> 7;
-        block.whole[i] = whole as i16;
-        block.hi[i] = hi as i8;
-        block.lo[i] = (whole - (hi << 7)) as i8;
-        sum += whole;
-    }
+    let round = l.splat(ROUND);
+    l.split(l.fma(a, inverse, round), l.fma(b, inverse, round), block);
     block.scale = largest / LARGEST;
-    block.offset = sum << 7;
 }
 
 /// The integer part of a block, in each form.
@@ -97,6 +92,24 @@ pub(super) trait Dot: Lanes {
     const Q8_ROWS: usize;
     /// The sums of weights times inputs of one block, as floats, for each row's 32 columns.
     fn dot<const R: usize>(self, lines: &[Line; BLOCK_LINES], x: [&Inputs; R]) -> [(Self::V, Self::V); R];
+
+    /// Sets all but the scale from 32 whole numbers plus [`ROUND`].
+    #[inline(always)]
+    fn split(self, a: Self::V, b: Self::V, block: &mut Inputs) {
+        let mut rounded = [[0.0; LANES]; 2];
+        self.store(&mut rounded[0], a);
+        self.store(&mut rounded[1], b);
+        let mut sum = 0;
+        for (i, v) in rounded.as_flattened().iter().enumerate() {
+            let whole = v.to_bits() as i32 - ROUND.to_bits() as i32;
+            let hi = (whole + 64) >> 7;
+            block.whole[i] = whole as i16;
+            block.hi[i] = hi as i8;
+            block.lo[i] = (whole - (hi << 7)) as i8;
+            sum += whole;
+        }
+        block.offset = sum << 7;
+    }
 }
 
 impl Dot for Plain {
@@ -133,35 +146,65 @@ mod x86 {
 
     use std::arch::x86_64::*;
 
-    use super::{BLOCK_LINES, Dot, Inputs, Line};
+    use super::{BLOCK_LINES, Dot, Inputs, Line, ROUND};
     use crate::simd::{Avx2, Avx512};
 
     impl Dot for Avx512 {
         const Q8_ROWS: usize = 4;
 
         #[inline(always)]
+        fn split(self, a: __m512, b: __m512, block: &mut Inputs) {
+            // SAFETY: the form proves the features; each store fills one half of an array of 32.
+            unsafe {
+                let mut sum = _mm512_setzero_si512();
+                for (half, rounded) in [a, b].into_iter().enumerate() {
+                    let bias = _mm512_set1_epi32(ROUND.to_bits() as i32);
+                    let whole = _mm512_sub_epi32(_mm512_castps_si512(rounded), bias);
+                    let hi = _mm512_srai_epi32::<7>(_mm512_add_epi32(whole, _mm512_set1_epi32(64)));
+                    let lo = _mm512_sub_epi32(whole, _mm512_slli_epi32::<7>(hi));
+                    let to: *mut __m256i = block.whole.as_mut_ptr().cast();
+                    _mm256_storeu_si256(to.add(half), _mm512_cvtepi32_epi16(whole));
+                    let to: *mut __m128i = block.hi.as_mut_ptr().cast();
+                    _mm_storeu_si128(to.add(half), _mm512_cvtepi32_epi8(hi));
+                    let to: *mut __m128i = block.lo.as_mut_ptr().cast();
+                    _mm_storeu_si128(to.add(half), _mm512_cvtepi32_epi8(lo));
+                    sum = _mm512_add_epi32(sum, whole);
+                }
+                block.offset = _mm512_reduce_add_epi32(sum) << 7;
+            }
+        }
+
+        #[inline(always)]
         fn dot<const R: usize>(self, lines: &[Line; BLOCK_LINES], x: [&Inputs; R]) -> [(__m512, __m512); R] {
             // SAFETY: the form proves the features; lines are 64 bytes, `hi` and `lo` eight times 4.
             unsafe {
                 let mut hi = [[_mm512_setzero_si512(); 2]; R];
-                let mut lo: [[__m512i; 2]; R] =
-                    std::array::from_fn(|r| [_mm512_set1_epi32(x[r].offset.wrapping_neg()); 2]);
+                let mut lo = hi;
+                for r in 0..R {
+                    lo[r] = [_mm512_set1_epi32(x[r].offset.wrapping_neg()); 2];
+                }
                 for g in 0..8 {
                     let w0 = _mm512_load_si512(lines[2 * g].0.as_ptr().cast());
                     let w1 = _mm512_load_si512(lines[2 * g + 1].0.as_ptr().cast());
                     for r in 0..R {
-                        let four = |bytes: &[i8; 32]| {
-                            _mm512_set1_epi32(bytes.as_ptr().cast::<i32>().add(g).read_unaligned())
-                        };
-                        let (h, l) = (four(&x[r].hi), four(&x[r].lo));
+                        let (h, l): (*const i32, *const i32) =
+                            (x[r].hi.as_ptr().cast(), x[r].lo.as_ptr().cast());
+                        let h = _mm512_set1_epi32(h.add(g).read_unaligned());
+                        let l = _mm512_set1_epi32(l.add(g).read_unaligned());
                         hi[r][0] = _mm512_dpbusd_epi32(hi[r][0], w0, h);
                         hi[r][1] = _mm512_dpbusd_epi32(hi[r][1], w1, h);
                         lo[r][0] = _mm512_dpbusd_epi32(lo[r][0], w0, l);
                         lo[r][1] = _mm512_dpbusd_epi32(lo[r][1], w1, l);
                     }
                 }
-                let float = |hi, lo| _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<7>(hi), lo));
-                std::array::from_fn(|r| (float(hi[r][0], lo[r][0]), float(hi[r][1], lo[r][1])))
+                let mut sums = [(_mm512_setzero_ps(), _mm512_setzero_ps()); R];
+                for r in 0..R {
+                    for half in 0..2 {
+                        lo[r][half] = _mm512_add_epi32(_mm512_slli_epi32::<7>(hi[r][half]), lo[r][half]);
+                    }
+                    sums[r] = (_mm512_cvtepi32_ps(lo[r][0]), _mm512_cvtepi32_ps(lo[r][1]));
+                }
+                sums
             }
         }
     }
@@ -175,10 +218,12 @@ mod x86 {
             lines: &[Line; BLOCK_LINES],
             x: [&Inputs; R],
         ) -> [((__m256, __m256), (__m256, __m256)); R] {
-            x.map(|x| {
-                // SAFETY: the form proves the features; a line is four times 16 bytes, `whole`
-                // eight times 8.
-                unsafe {
+            // SAFETY: the form proves the features; a line is four times 16 bytes, `whole` eight
+            // times 8.
+            unsafe {
+                let zero = _mm256_setzero_ps();
+                let mut all = [((zero, zero), (zero, zero)); R];
+                for (all, x) in all.iter_mut().zip(x) {
                     // [line][quarter]: 4 columns, two partial sums each.
                     let mut sums = [[_mm256_setzero_si256(); 4]; 2];
                     for g in 0..8 {
@@ -193,15 +238,19 @@ mod x86 {
                         }
                     }
                     let offset = _mm256_set1_epi32(x.offset);
-                    let float = |a, b| {
-                        // Adds neighbours; its halves come interleaved: columns 0 1 4 5 2 3 6 7.
-                        let columns = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(a, b));
-                        _mm256_cvtepi32_ps(_mm256_sub_epi32(columns, offset))
-                    };
-                    let [a, b] = sums.map(|s| (float(s[0], s[1]), float(s[2], s[3])));
-                    (a, b)
+                    let mut float = [[zero; 2]; 2];
+                    for half in 0..2 {
+                        for pair in 0..2 {
+                            let both = _mm256_hadd_epi32(sums[half][2 * pair], sums[half][2 * pair + 1]);
+                            // Neighbours are added; their columns come as 0 1 4 5 2 3 6 7.
+                            let columns = _mm256_permute4x64_epi64::<0b11_01_10_00>(both);
+                            float[half][pair] = _mm256_cvtepi32_ps(_mm256_sub_epi32(columns, offset));
+                        }
+                    }
+                    *all = ((float[0][0], float[0][1]), (float[1][0], float[1][1]));
                 }
-            })
+                all
+            }
         }
     }
 }
@@ -245,7 +294,6 @@ fn tile<L: Dot, const R: usize>(
     out: &Disjoint<'_>,
 ) {
     let width = blocks.len();
-    let x: [&[Inputs]; R] = std::array::from_fn(|r| &x[r * width..][..width]);
     let mut acc = [(l.splat(0.0), l.splat(0.0)); R];
     for (b, lines) in blocks.iter().enumerate() {
         if R == 1 {
@@ -253,11 +301,14 @@ fn tile<L: Dot, const R: usize>(
                 l.prefetch((line as *const Line).wrapping_add(AHEAD));
             }
         }
-        let x: [&Inputs; R] = std::array::from_fn(|r| &x[r][b]);
+        let mut inputs = [&x[b]; R];
+        for r in 1..R {
+            inputs[r] = &x[r * width + b];
+        }
         let (s0, s1) = l.f16_pair(&lines[BLOCK_LINES - 1].0);
-        let dots = l.dot(lines, x);
+        let dots = l.dot(lines, inputs);
         for r in 0..R {
-            let scale = l.splat(x[r].scale);
+            let scale = l.splat(inputs[r].scale);
             acc[r].0 = l.fma(dots[r].0, l.mul(s0, scale), acc[r].0);
             acc[r].1 = l.fma(dots[r].1, l.mul(s1, scale), acc[r].1);
         }

@@ -1,27 +1,27 @@
 //! Folds of a slice with four running vectors, so that one step need not wait for the one before.
 //! The order is a function of the length alone.
 
-use super::{LANES, Lanes};
+use super::Lanes;
 
-/// Vector `i` goes to running value `i % 4`. A function of the whole vectors of a slice.
-#[inline(always)]
-pub(crate) fn fold<L: Lanes>(
-    l: L,
-    chunks: &[[f32; LANES]],
-    mut acc: [L::V; 4],
-    step: impl Fn(L::V, L::V) -> L::V,
-) -> [L::V; 4] {
-    let (fours, rest) = chunks.as_chunks::<4>();
-    for four in fours {
-        for (acc, chunk) in acc.iter_mut().zip(four) {
-            *acc = step(*acc, l.load(chunk));
+/// `fold!(l, chunks, acc, |a, v| step)`: vector `i` of `chunks` goes to running value `i % 4` of `acc`.
+///
+/// A macro, because a closure is compiled without the features of the function around it.
+macro_rules! fold {
+    ($l:expr, $chunks:expr, $acc:ident, |$a:ident, $v:ident| $step:expr) => {
+        let (fours, rest) = $chunks.as_chunks::<4>();
+        for four in fours {
+            for ($a, chunk) in $acc.iter_mut().zip(four) {
+                let $v = $l.load(chunk);
+                *$a = $step;
+            }
         }
-    }
-    for (acc, chunk) in acc.iter_mut().zip(rest) {
-        *acc = step(*acc, l.load(chunk));
-    }
-    acc
+        for ($a, chunk) in $acc.iter_mut().zip(rest) {
+            let $v = $l.load(chunk);
+            *$a = $step;
+        }
+    };
 }
+pub(crate) use fold;
 
 /// The sum of four vectors' lanes.
 #[inline(always)]

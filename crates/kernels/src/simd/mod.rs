@@ -4,6 +4,8 @@
 //! sixteen (two registers with AVX2, an array without SIMD), every multiply-add is fused, and sums
 //! across lanes follow one tree.
 
+use half::{bf16, f16};
+
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -34,6 +36,8 @@ pub(crate) trait Lanes: Copy {
     fn bf16_pair(self, from: &[u32; LANES]) -> (Self::V, Self::V);
     /// 32 consecutive half-precision numbers.
     fn f16_pair(self, from: &[u32; LANES]) -> (Self::V, Self::V);
+    fn bf16(self, from: &[bf16; LANES]) -> Self::V;
+    fn f16(self, from: &[f16; LANES]) -> Self::V;
     /// 32 bits a lane, read as floats.
     fn bits(self, from: &[u32; LANES]) -> Self::V;
     fn store_bits(self, to: &mut [u32; LANES], v: Self::V);

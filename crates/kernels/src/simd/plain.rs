@@ -1,6 +1,6 @@
 //! The form without SIMD: it defines what the others must give.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{LANES, Lanes};
 
@@ -53,6 +53,14 @@ impl Lanes for Plain {
     fn f16_pair(self, from: &[u32; LANES]) -> (V, V) {
         let one = |i: usize| f16::from_bits((from[i / 2] >> (16 * (i % 2))) as u16).to_f32();
         (std::array::from_fn(one), std::array::from_fn(|i| one(i + LANES)))
+    }
+    #[inline(always)]
+    fn bf16(self, from: &[bf16; LANES]) -> V {
+        from.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
+    }
+    #[inline(always)]
+    fn f16(self, from: &[f16; LANES]) -> V {
+        from.map(f16::to_f32)
     }
     #[inline(always)]
     fn bits(self, from: &[u32; LANES]) -> V {

@@ -5,6 +5,8 @@
 
 use std::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use super::{LANES, Lanes};
 
 /// AVX-512 F, BW, DQ, VL and VNNI: all servers since 2019 that have AVX-512.
@@ -73,6 +75,17 @@ impl Lanes for Avx512 {
             let at: *const __m256i = from.as_ptr().cast();
             (_mm512_cvtph_ps(_mm256_loadu_si256(at)), _mm512_cvtph_ps(_mm256_loadu_si256(at.add(1))))
         }
+    }
+    #[inline(always)]
+    fn bf16(self, from: &[bf16; LANES]) -> __m512 {
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn f16(self, from: &[f16; LANES]) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
     }
     #[inline(always)]
     fn bits(self, from: &[u32; LANES]) -> __m512 {
@@ -188,6 +201,20 @@ impl Lanes for Avx2 {
             let one = |i| _mm256_cvtph_ps(_mm_loadu_si128(at.add(i)));
             ((one(0), one(1)), (one(2), one(3)))
         }
+    }
+    #[inline(always)]
+    fn bf16(self, from: &[bf16; LANES]) -> Pair {
+        let at: *const __m128i = from.as_ptr().cast();
+        unsafe {
+            let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(at)));
+            let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.add(1))));
+            (_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+        }
+    }
+    #[inline(always)]
+    fn f16(self, from: &[f16; LANES]) -> Pair {
+        let at: *const __m128i = from.as_ptr().cast();
+        unsafe { (_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at.add(1)))) }
     }
     #[inline(always)]
     fn bits(self, from: &[u32; LANES]) -> Pair {
