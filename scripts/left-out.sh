@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Says which checks this machine cannot make, and why. With ATTUNE_REQUIRE_ALL=1 that is a failure.
+set -euo pipefail
+left_out=()
+command -v buf >/dev/null || left_out+=("buf lint of the protos: buf is not installed")
+for line in "${left_out[@]+"${left_out[@]}"}"; do
+    echo "left out: $line"
+done
+if [ ${#left_out[@]} -gt 0 ] && [ "${ATTUNE_REQUIRE_ALL:-}" = 1 ]; then
+    echo "ATTUNE_REQUIRE_ALL=1: nothing may be left out" >&2
+    exit 1
+fi
+echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench)"

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Both services on the embedded pair, until ctrl-c.
+set -euo pipefail
+bin=${1:?the folder of the binaries}
+cd "$(dirname "$0")/.."
+source scripts/pair.sh
+start_pair "$bin" "127.0.0.1:${2:-50051}"
+cat <<TEXT
+generator      http://$generator
+reward worker  http://$reward
+
+try:  $bin/attune generate --endpoint http://$generator --prefer "please keep it brief" "How do I bake bread?"
+      $bin/attune describe --endpoint http://$generator
+stop: ctrl-c
+TEXT
+wait
