@@ -3,6 +3,8 @@
 //! Both services run in this process, each on one thread, and talk over loopback. A measurement is the
 //! time from a text's first token to its last, over the steps between: prefill is not in it.
 
+#![allow(clippy::expect_used)] // a benchmark that fails should say where
+
 use std::time::{Duration, Instant};
 
 use attune_engine::random_checkpoint::Shape;
@@ -43,7 +45,8 @@ async fn decode(client: &mut GeneratorServiceClient<Channel>, steps: u64, streng
 
 fn steps(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let pair = runtime.block_on(Pair::random(&Shape::small(), (20_260_101, 20_260_202))).expect("the pair starts");
+    let pair =
+        runtime.block_on(Pair::random(&Shape::small(), (20_260_101, 20_260_202))).expect("the pair starts");
     let mut client = runtime.block_on(pair.client()).expect("the generator answers");
     let mut group = criterion.benchmark_group("step/small");
     group.sample_size(10);

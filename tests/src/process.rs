@@ -22,8 +22,20 @@ impl Process {
     /// # Errors
     /// It does not start, or ends before it listens.
     pub fn start<S: AsRef<OsStr>>(name: &str, args: impl IntoIterator<Item = S>) -> Result<Self> {
+        Self::start_at(name, "127.0.0.1:0", args)
+    }
+
+    /// `start`, on an address of its own choice.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_at<S: AsRef<OsStr>>(
+        name: &str,
+        listen: &str,
+        args: impl IntoIterator<Item = S>,
+    ) -> Result<Self> {
         let mut child = Command::new(binary(name)?)
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", listen])
             .args(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

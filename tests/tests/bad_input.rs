@@ -1,10 +1,13 @@
 //! What must not work gets a clear status, and nobody else notices. Over real sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that fails should say where
 
 use std::{collections::HashMap, sync::OnceLock, time::Duration};
 
 use attune_engine::random_checkpoint::{Family, Shape};
 use attune_proto::{
-    generator::v1::{GenerateRequest, GuidanceTerm, Resume, Sampling, generator_service_client::GeneratorServiceClient},
+    generator::v1::{
+        GenerateRequest, GuidanceTerm, Resume, Sampling, generator_service_client::GeneratorServiceClient,
+    },
     reward::v1::{ChatMessages, Guidance, Prompt, TokenIds, Weights, prompt::Kind},
 };
 use attune_tests::{Generated, Pair, by_ids, guided};
@@ -51,7 +54,8 @@ fn inner(edit: impl FnOnce(&mut Guidance)) -> GenerateRequest {
 
 fn assert_names(status: &Status, field: &str, about: &str) {
     assert_eq!(status.code(), Code::InvalidArgument, "{about}: {status:?}");
-    let details = status.get_details_bad_request().unwrap_or_else(|| panic!("{about}: no details: {status:?}"));
+    let details =
+        status.get_details_bad_request().unwrap_or_else(|| panic!("{about}: no details: {status:?}"));
     let fields: Vec<&str> = details.field_violations.iter().map(|v| v.field.as_str()).collect();
     assert!(fields.iter().any(|f| f.starts_with(field)), "{about}: {fields:?} should name {field}");
     assert!(!status.message().is_empty(), "{about}");
@@ -75,7 +79,11 @@ async fn each_bad_request_names_its_field() {
         ("too many candidates", sampling(|s| s.candidates = Some(65)), "sampling.candidates"),
         ("a negative temperature", sampling(|s| s.temperature = Some(-0.1)), "sampling.temperature"),
         ("a temperature of NaN", sampling(|s| s.temperature = Some(f32::NAN)), "sampling.temperature"),
-        ("an infinite temperature", sampling(|s| s.temperature = Some(f32::INFINITY)), "sampling.temperature"),
+        (
+            "an infinite temperature",
+            sampling(|s| s.temperature = Some(f32::INFINITY)),
+            "sampling.temperature",
+        ),
         ("a top_p of 0", sampling(|s| s.top_p = Some(0.0)), "sampling.top_p"),
         ("a top_p above 1", sampling(|s| s.top_p = Some(1.01)), "sampling.top_p"),
         ("a min_p above 1", sampling(|s| s.min_p = Some(1.5)), "sampling.min_p"),
@@ -140,7 +148,9 @@ async fn candidates_are_bounded_by_a_small_vocabulary() {
 #[tokio::test]
 async fn a_message_over_the_limit_is_refused() {
     let limit = |bytes: &mut usize| *bytes = 64 << 10;
-    let pair = Pair::random_with(&shape(), (1, 2), |g| limit(&mut g.server.max_message_bytes), |_| ()).await.unwrap();
+    let pair = Pair::random_with(&shape(), (1, 2), |g| limit(&mut g.server.max_message_bytes), |_| ())
+        .await
+        .unwrap();
     let mut client = pair.client().await.unwrap();
     let request = prompt(Some(Kind::Text("word ".repeat(40_000))));
     let status = Generated::of(&mut client, request).await.unwrap_err();

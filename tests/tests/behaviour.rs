@@ -1,4 +1,5 @@
 //! What a request asks for, it gets: each setting over real sockets, on random checkpoints.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that fails should say where
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,11 +17,8 @@ fn shape() -> Shape {
 
 fn sampled(seed: u64) -> GenerateRequest {
     let mut request = by_ids(&[1, 7, 9], 24);
-    request.sampling = Some(Sampling {
-        temperature: Some(1.3),
-        seed: Some(seed),
-        ..request.sampling.unwrap_or_default()
-    });
+    request.sampling =
+        Some(Sampling { temperature: Some(1.3), seed: Some(seed), ..request.sampling.unwrap_or_default() });
     request
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The vectors were made by `tests/peers/make_vectors.py`, which runs the official algorithm in
 //! Python on the very checkpoints that this test writes from their seeds.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that fails should say where
 
 use std::collections::BTreeMap;
 
