@@ -102,7 +102,8 @@ async fn the_last_worker_comes_back_in_time() {
     drop(worker);
 }
 
-#[tokio::test]
+// On threads of its own: the waiting for a process must not keep the client from closing its connection.
+#[tokio::test(flavor = "multi_thread")]
 async fn services_end_cleanly_when_asked() {
     let models = Models::new();
     let worker = models.worker();
