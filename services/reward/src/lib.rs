@@ -1,1 +1,34 @@
 //! The reward worker: scores candidate tokens with a personalised reward model.
+//!
+//! A message passes `api` (the wire), `engine` (the thread that owns the model), `session` (what a
+//! session's step allows) and `scheduler` (who computes next), and comes back by `streams`.
+#![forbid(unsafe_code)]
+
+mod api;
+mod config;
+mod engine;
+mod failure;
+mod model;
+mod profile;
+mod prompts;
+mod resolve;
+mod scheduler;
+mod session;
+mod slots;
+mod streams;
+mod worker;
+
+pub use config::{Args, Dtype, RewardConfig};
+pub use worker::Worker;
+
+use attune_service::server::Drain;
+use tokio_util::sync::CancellationToken;
+
+/// Loads the model, serves until `shutdown`, and drains.
+///
+/// # Errors
+/// What the model, the address or a setting has wrong, before the port opens; later, that the engine
+/// or the transport failed.
+pub async fn run(config: RewardConfig, shutdown: CancellationToken) -> anyhow::Result<Drain> {
+    Worker::start(config).await?.serve(shutdown).await
+}

@@ -1,0 +1,443 @@
+//! The one thread that owns the model: it takes frames, plans, computes, and answers.
+//!
+//! No lock is held across a forward pass, and the thread sleeps while there is nothing to do.
+
+use std::{collections::HashMap, sync::mpsc as jobs, time::Instant};
+
+use attune_engine::Side;
+use attune_proto::reward::v1::{
+    FailureReason, Load, Normalization, Open, Opened, Reference, RequestFrame, Rewards, Weights, request_frame,
+    response_frame,
+};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::{
+    failure::Failure,
+    model::{Features, Model, Question, Rows, weigh},
+    prompts::Job,
+    resolve::Resolved,
+    scheduler::{Key, Run, Scheduler},
+    slots::Slot,
+    streams::{Outbound, StreamId, Streams},
+};
+
+/// Commands that wait for the engine; beyond them, calls wait before they read on.
+pub(crate) const COMMANDS: usize = 64;
+
+/// What the engine is told.
+pub(crate) enum Command {
+    /// A call begins.
+    Connect {
+        /// The call.
+        stream: StreamId,
+        /// Where its responses go.
+        outbound: Outbound,
+    },
+    /// A message came.
+    Frames {
+        /// The call.
+        stream: StreamId,
+        /// The message's frames.
+        frames: Vec<RequestFrame>,
+        /// When it came.
+        at: Instant,
+    },
+    /// A prompt is encoded and its guidance settled, or refused.
+    Resolved {
+        /// The session.
+        key: Key,
+        /// Its slot.
+        slot: Slot,
+        /// What it shall run with.
+        result: Box<Result<Resolved, Failure>>,
+    },
+    /// The generator will send no more on this call, but still reads.
+    HalfClosed(StreamId),
+    /// A call is over.
+    Disconnected {
+        /// The call.
+        stream: StreamId,
+        /// What is wrong with it, if anything.
+        verdict: Option<Status>,
+    },
+    /// Refuse new sessions and end each call with its last session.
+    Drain,
+    /// End now.
+    Stop,
+}
+
+/// An open session, beside its state in the scheduler.
+struct Active {
+    stream: StreamId,
+    session_id: u64,
+    /// `w_p`; `None`: ones.
+    weights: Option<Vec<f32>>,
+    against_model: bool,
+    over_vocabulary: bool,
+    features: Features,
+    /// When the hidden state of this step was there.
+    ready: Instant,
+    /// When this step's candidates came.
+    asked: Instant,
+}
+
+/// The engine, to be run on a thread of its own.
+pub(crate) struct Engine {
+    commands: mpsc::Receiver<Command>,
+    prompts: jobs::Sender<Job>,
+    model: Model,
+    scheduler: Scheduler,
+    streams: Streams,
+    sessions: HashMap<Key, Active>,
+    draining: bool,
+}
+
+impl Engine {
+    /// An engine without sessions.
+    pub(crate) fn new(
+        commands: mpsc::Receiver<Command>,
+        prompts: jobs::Sender<Job>,
+        model: Model,
+        scheduler: Scheduler,
+    ) -> Self {
+        Self {
+            commands,
+            prompts,
+            model,
+            scheduler,
+            streams: Streams::default(),
+            sessions: HashMap::new(),
+            draining: false,
+        }
+    }
+
+    /// Works until it is told to stop, or nobody is left to tell it anything.
+    pub(crate) fn run(mut self) {
+        loop {
+            if !self.scheduler.has_work() {
+                match self.commands.blocking_recv() {
+                    None | Some(Command::Stop) => return,
+                    Some(command) => self.handle(command),
+                }
+            }
+            // Bounded, so that a peer that floods the queue cannot keep the others from computing.
+            for _ in 0..COMMANDS {
+                match self.commands.try_recv() {
+                    Ok(Command::Stop) => return,
+                    Ok(command) => self.handle(command),
+                    Err(_) => break,
+                }
+            }
+            self.answer();
+            self.flush();
+            if self.scheduler.has_work() {
+                self.step();
+                self.answer();
+                self.flush();
+            }
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Connect { stream, outbound } => self.streams.connect(stream, outbound),
+            Command::Frames { stream, frames, at } => {
+                for frame in frames.into_iter().filter_map(|f| f.frame) {
+                    self.frame(stream, frame, at);
+                }
+            }
+            Command::Resolved { key, slot, result } => {
+                if let Err(failure) = (*result).and_then(|resolved| self.admit(key, slot, resolved)) {
+                    self.fail(key, failure);
+                }
+            }
+            Command::HalfClosed(stream) => self.streams.half_close(stream),
+            Command::Disconnected { stream, verdict } => self.end(stream, verdict),
+            Command::Drain => self.draining = true,
+            Command::Stop => {}
+        }
+    }
+
+    fn frame(&mut self, stream: StreamId, frame: request_frame::Frame, at: Instant) {
+        use request_frame::Frame;
+        if !self.streams.contains(stream) {
+            return;
+        }
+        let (session_id, result) = match frame {
+            Frame::Open(open) => (open.session_id, self.open(stream, open)),
+            Frame::Advance(advance) => {
+                let session_id = advance.session_id;
+                let key = self.find(stream, session_id);
+                let result = key.and_then(|key| match self.scheduler.session(key) {
+                    Some(session) => session.advance(advance.step, advance.token),
+                    None => Err(unknown()),
+                });
+                (session_id, result)
+            }
+            Frame::Candidates(candidates) => {
+                let session_id = candidates.session_id;
+                let key = self.find(stream, session_id);
+                let result = key.and_then(|key| match self.scheduler.session(key) {
+                    Some(session) => {
+                        session.candidates(candidates.step, candidates.token_ids)?;
+                        self.sessions.entry(key).and_modify(|active| active.asked = at);
+                        Ok(())
+                    }
+                    None => Err(unknown()),
+                });
+                (session_id, result)
+            }
+            Frame::Close(close) => {
+                if let Some(key) = self.streams.unbind(stream, close.session_id) {
+                    self.remove(key);
+                }
+                return;
+            }
+        };
+        if let Err(failure) = result {
+            self.fail_id(stream, session_id, failure);
+        }
+    }
+
+    fn open(&mut self, stream: StreamId, open: Open) -> Result<(), Failure> {
+        if self.draining {
+            let message = "the worker is shutting down; open the session on another";
+            return Err(Failure::new(FailureReason::Draining, message));
+        }
+        if open.session_id == 0 {
+            return Err(Failure::invalid("session_id", "a session's id is never 0"));
+        }
+        if self.streams.find(stream, open.session_id).is_some() {
+            return Err(Failure::out_of_order("the session is open already; every Open needs an id of its own"));
+        }
+        let (key, slot) = self.scheduler.open(open.generated_tokens)?;
+        self.streams.bind(stream, open.session_id, key);
+        let now = Instant::now();
+        let active = Active {
+            stream,
+            session_id: open.session_id,
+            weights: None,
+            against_model: false,
+            over_vocabulary: false,
+            features: Features::default(),
+            ready: now,
+            asked: now,
+        };
+        self.sessions.insert(key, active);
+        // Encoding a long text takes longer than a step: another thread does it.
+        let job = Job { key, slot, prompt: open.prompt, by: open.by };
+        self.prompts
+            .send(job)
+            .map_err(|_| Failure::new(FailureReason::Internal, "the thread that encodes prompts has ended"))
+    }
+
+    /// Admits a session whose guidance is settled.
+    fn admit(&mut self, key: Key, slot: Slot, resolved: Resolved) -> Result<(), Failure> {
+        let Some(active) = self.sessions.get_mut(&key) else { return Ok(()) };
+        let Resolved { mut guidance, head_text } = resolved;
+        self.scheduler.admit(key, slot, &guidance.prompt_token_ids)?;
+        if let Some(text) = head_text {
+            let weights = self.model.preference_weights(&text).map_err(|e| internal(&e))?;
+            if weights.iter().flatten().any(|w| !w.is_finite()) {
+                let message = "the weight head gives weights that are not finite: the model is damaged";
+                return Err(Failure::new(FailureReason::Internal, message));
+            }
+            guidance.weights = weights.map(|values| Weights { values });
+        }
+        active.weights = guidance.weights.as_ref().map(|w| w.values.clone());
+        active.against_model = guidance.reference() == Reference::Model;
+        active.over_vocabulary = guidance.normalization() == Normalization::Vocabulary;
+        let opened = Opened { session_id: active.session_id, guidance: Some(guidance) };
+        self.streams.push(active.stream, response_frame::Frame::Opened(opened));
+        Ok(())
+    }
+
+    /// One forward pass: the policy for all, the reference for those that are measured against it.
+    fn step(&mut self) {
+        let plan = self.scheduler.plan();
+        for key in plan.preempted {
+            let message = "the session had to make room for an older one; open it again later";
+            self.fail(key, Failure::new(FailureReason::Preempted, message));
+        }
+        let policy = self.forward(Side::Policy, &plan.runs);
+        let measured: Vec<Run> =
+            plan.runs.iter().copied().filter(|r| self.sessions.get(&r.key).is_some_and(|s| s.against_model)).collect();
+        let reference = if measured.is_empty() { Vec::new() } else { self.forward(Side::Reference, &measured) };
+        let now = Instant::now();
+        for (key, features) in policy {
+            if let Some(active) = self.sessions.get_mut(&key) {
+                active.features.policy = features;
+                active.ready = now;
+                weigh(&mut active.features.policy, active.weights.as_deref());
+            }
+        }
+        for (key, mut features) in reference {
+            if let Some(active) = self.sessions.get_mut(&key) {
+                weigh(&mut features, active.weights.as_deref());
+                active.features.reference = Some(features);
+            }
+        }
+        plan.runs.iter().for_each(|run| self.scheduler.done(run));
+    }
+
+    /// Reads the runs with one side; gives the features of those that have read all. If the device
+    /// fails, so do these sessions.
+    fn forward(&mut self, side: Side, runs: &[Run]) -> Vec<(Key, Vec<f32>)> {
+        let mut wanted = Vec::with_capacity(runs.len());
+        let mut rows = Vec::with_capacity(runs.len());
+        for run in runs {
+            if let Some((tokens, blocks)) = self.scheduler.rows(run) {
+                rows.push(Rows { tokens, start: run.start, blocks, last: run.last });
+                if run.last {
+                    wanted.push(run.key);
+                }
+            }
+        }
+        if rows.is_empty() {
+            return Vec::new();
+        }
+        match self.model.forward(side, &rows) {
+            Ok(features) => wanted.into_iter().zip(features).collect(),
+            Err(error) => {
+                tracing::error!(%error, sessions = runs.len(), "a forward pass failed");
+                for run in runs {
+                    self.fail(run.key, internal(&error));
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// Answers every session whose candidates and hidden state are there, in one batch.
+    fn answer(&mut self) {
+        let mut keys = Vec::new();
+        let mut questions = Vec::new();
+        for (key, ids) in self.scheduler.answerable() {
+            if let Some(active) = self.sessions.get(&key) {
+                keys.push(key);
+                questions.push(Question {
+                    features: &active.features,
+                    ids,
+                    over_vocabulary: active.over_vocabulary,
+                });
+            }
+        }
+        if keys.is_empty() {
+            return;
+        }
+        let answers = self.model.score(&questions);
+        let now = Instant::now();
+        for (key, answer) in keys.into_iter().zip(answers) {
+            match answer {
+                Ok(values) => self.reply(key, values, now),
+                Err(error) => self.fail_score(key, &error),
+            }
+        }
+    }
+
+    fn reply(&mut self, key: Key, values: Vec<f32>, now: Instant) {
+        let (Some(session), Some(active)) = (self.scheduler.session(key), self.sessions.get(&key)) else {
+            return;
+        };
+        session.answered();
+        let since = active.asked.max(active.ready);
+        let rewards = Rewards {
+            session_id: active.session_id,
+            step: u32::try_from(session.step()).unwrap_or(u32::MAX),
+            values,
+            work_seconds: now.saturating_duration_since(since).as_secs_f32(),
+        };
+        self.streams.push(active.stream, response_frame::Frame::Rewards(rewards));
+    }
+
+    fn fail_score(&mut self, key: Key, error: &attune_guidance::RowError) {
+        let weighted = self.sessions.get(&key).is_some_and(|s| s.weights.is_some());
+        let failure = if weighted {
+            Failure::invalid("weights.values", "these weights make rewards that are not finite; send smaller ones")
+        } else {
+            tracing::error!(%error, "the model's rewards are not finite");
+            Failure::new(FailureReason::Internal, "the model's rewards are not finite: the model is damaged")
+        };
+        self.fail(key, failure);
+    }
+
+    fn find(&self, stream: StreamId, session_id: u64) -> Result<Key, Failure> {
+        self.streams.find(stream, session_id).ok_or_else(unknown)
+    }
+
+    /// Ends a session with a failure.
+    fn fail(&mut self, key: Key, failure: Failure) {
+        if let Some((stream, session_id)) = self.sessions.get(&key).map(|s| (s.stream, s.session_id)) {
+            self.fail_id(stream, session_id, failure);
+        }
+    }
+
+    /// Ends the session of this id, where there is one, and says why.
+    fn fail_id(&mut self, stream: StreamId, session_id: u64, failure: Failure) {
+        tracing::debug!(stream, session_id, reason = failure.reason.as_str_name(), field = failure.field, "a session failed");
+        if let Some(key) = self.streams.unbind(stream, session_id) {
+            self.remove(key);
+        }
+        self.streams.push(stream, response_frame::Frame::Failed(failure.frame(session_id)));
+    }
+
+    fn remove(&mut self, key: Key) {
+        self.scheduler.remove(key);
+        self.sessions.remove(&key);
+    }
+
+    fn end(&mut self, stream: StreamId, verdict: Option<Status>) {
+        for key in self.streams.end(stream, verdict) {
+            self.remove(key);
+        }
+    }
+
+    /// Sends what this iteration has to say, and ends the calls that are over.
+    fn flush(&mut self) {
+        let load = self.load();
+        for stream in self.streams.flush(load) {
+            tracing::warn!(stream, "the reader of a call is gone or far behind; the call is ended");
+            self.end(stream, None);
+        }
+        for (stream, sessions) in self.streams.half_closed() {
+            let mut left = sessions.len();
+            for (session_id, key) in sessions {
+                let owed = self.scheduler.session(key).is_some_and(|s| !s.started() || s.waiting());
+                if !owed {
+                    self.streams.unbind(stream, session_id);
+                    self.remove(key);
+                    left -= 1;
+                }
+            }
+            if left == 0 {
+                self.end(stream, None);
+            }
+        }
+        if self.draining {
+            for stream in self.streams.idle() {
+                self.end(stream, Some(Status::unavailable("the worker is shutting down; go on with another")));
+            }
+        }
+    }
+
+    fn load(&self) -> Load {
+        let count = |n| u32::try_from(n).unwrap_or(u32::MAX);
+        let (sessions, blocks_used) = self.scheduler.load();
+        Load {
+            sessions: count(sessions),
+            slots: count(self.scheduler.slots()),
+            blocks_used: count(blocks_used),
+            blocks_total: count(self.scheduler.blocks()),
+        }
+    }
+}
+
+fn unknown() -> Failure {
+    let message = "no session of this id is open on this call; open it first";
+    Failure::new(FailureReason::UnknownSession, message)
+}
+
+fn internal(error: &attune_engine::ForwardError) -> Failure {
+    Failure::new(FailureReason::Internal, format!("{error}; another worker may succeed"))
+}

@@ -1,0 +1,117 @@
+//! The PersRM on its device: caches, forward passes, scores. Used by the engine's thread alone.
+
+use std::sync::Arc;
+
+use attune_engine::{ForwardError, Output, PersRm, SequenceRows, Side, kv::KvCache};
+use attune_guidance::RowError;
+use attune_kernels::{Reference, ScoreJob, Threads, score};
+
+/// What one session reads in a pass.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    /// The tokens; at least one.
+    pub(crate) tokens: &'a [u32],
+    /// The position of the first.
+    pub(crate) start: usize,
+    /// The session's blocks.
+    pub(crate) blocks: &'a [u32],
+    /// Whether the features behind the last token are wanted.
+    pub(crate) last: bool,
+}
+
+/// A session's features at its step, each `[d]`, weighted by `w_p`.
+#[derive(Debug, Default)]
+pub(crate) struct Features {
+    /// `w_p * phi(h_theta)`; empty before the prompt is read.
+    pub(crate) policy: Vec<f32>,
+    /// `w_p * phi(h_ref)`, for reference MODEL.
+    pub(crate) reference: Option<Vec<f32>>,
+}
+
+/// One session's candidates to score.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Question<'a> {
+    /// What the session's hidden states gave.
+    pub(crate) features: &'a Features,
+    /// The candidates' ids.
+    pub(crate) ids: &'a [u32],
+    /// Normalise over the vocabulary instead of the candidates.
+    pub(crate) over_vocabulary: bool,
+}
+
+/// The model with the memory of its caches. Both sides use the same block ids.
+pub(crate) struct Model {
+    persrm: Arc<PersRm>,
+    policy: KvCache,
+    reference: Option<KvCache>,
+    threads: Threads,
+}
+
+impl Model {
+    /// Makes the caches, `blocks` blocks each.
+    ///
+    /// # Errors
+    /// The device has too little memory.
+    pub(crate) fn new(persrm: Arc<PersRm>, blocks: usize, threads: Threads) -> Result<Self, ForwardError> {
+        let policy = persrm.cache(blocks)?;
+        let reference = persrm.has_reference().then(|| persrm.cache(blocks)).transpose()?;
+        Ok(Self { persrm, policy, reference, threads })
+    }
+
+    /// Reads the rows with one side, and gives the unweighted features of those that want them, in
+    /// their order.
+    ///
+    /// # Errors
+    /// The device failed, or the side is not there.
+    pub(crate) fn forward(&self, side: Side, rows: &[Rows<'_>]) -> Result<Vec<Vec<f32>>, ForwardError> {
+        let cache = match (side, &self.reference) {
+            (Side::Policy, _) => &self.policy,
+            (Side::Reference, Some(cache)) => cache,
+            (Side::Reference, None) => return Ok(Vec::new()),
+        };
+        let sequences: Vec<SequenceRows<'_>> = rows
+            .iter()
+            .map(|r| SequenceRows {
+                tokens: r.tokens,
+                start: r.start,
+                blocks: r.blocks,
+                output: if r.last { Output::Last } else { Output::Nothing },
+            })
+            .collect();
+        self.persrm.features(side, &sequences, cache)
+    }
+
+    /// `w_p` read off a preference text, `[d]`; `None` where the model has no head.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(crate) fn preference_weights(&self, text: &[u32]) -> Result<Option<Vec<f32>>, ForwardError> {
+        self.persrm.preference_weights(text)
+    }
+
+    /// The rewards of each question, in the candidates' order. A question fails alone.
+    pub(crate) fn score(&self, questions: &[Question<'_>]) -> Vec<Result<Vec<f32>, RowError>> {
+        let jobs: Vec<ScoreJob<'_>> = questions
+            .iter()
+            .map(|q| ScoreJob {
+                table: self.persrm.head(Side::Policy),
+                features: &q.features.policy,
+                ids: q.ids,
+                reference: q
+                    .features
+                    .reference
+                    .as_ref()
+                    .map(|f| Reference { table: self.persrm.head(Side::Reference), features: f }),
+                over_vocabulary: q.over_vocabulary,
+            })
+            .collect();
+        score(&jobs, &self.threads)
+    }
+}
+
+/// Multiplies features by `w_p`; absent, it is ones.
+pub(crate) fn weigh(features: &mut [f32], weights: Option<&[f32]>) {
+    if let Some(weights) = weights {
+        features.iter_mut().zip(weights).for_each(|(f, w)| *f *= w);
+    }
+}

@@ -1,0 +1,31 @@
+//! The thread that encodes prompts: it keeps long texts from holding up the engine and the network.
+
+use std::sync::mpsc as jobs;
+
+use attune_proto::reward::v1::{Prompt, open::By};
+use tokio::sync::mpsc;
+
+use crate::{engine::Command, resolve::Resolver, scheduler::Key, slots::Slot};
+
+/// A prompt to encode. It holds its session's slot, so that there are never more jobs than slots.
+pub(crate) struct Job {
+    /// The session.
+    pub(crate) key: Key,
+    /// Its slot.
+    pub(crate) slot: Slot,
+    /// The prompt.
+    pub(crate) prompt: Option<Prompt>,
+    /// What to be guided by.
+    pub(crate) by: Option<By>,
+}
+
+/// Works until the engine is gone.
+pub(crate) fn run(resolver: &Resolver, jobs: &jobs::Receiver<Job>, engine: &mpsc::WeakSender<Command>) {
+    while let Ok(Job { key, slot, prompt, by }) = jobs.recv() {
+        let result = Box::new(resolver.resolve(prompt, by));
+        let Some(engine) = engine.upgrade() else { return };
+        if engine.blocking_send(Command::Resolved { key, slot, result }).is_err() {
+            return;
+        }
+    }
+}

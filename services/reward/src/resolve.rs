@@ -1,0 +1,273 @@
+//! From a guidance as asked for to one with everything settled, or to the field at fault.
+
+use std::sync::Arc;
+
+use attune_engine::{DefaultReference, Message, PersRm};
+use attune_proto::reward::v1::{
+    Context, FailureReason, Guidance, Normalization, Prompt, Reference, ResolvedGuidance, Weights, open::By,
+    prompt::Kind,
+};
+
+use crate::failure::Failure;
+
+/// The one method of this version.
+pub(crate) const METHOD: &str = "pad";
+
+/// The most tokens of a preference text that the weight head reads: it is read whole, between two
+/// passes of the others.
+const HEAD_TOKENS: usize = 512;
+
+/// Encodes prompts and checks guidances. It runs no model.
+pub(crate) struct Resolver {
+    persrm: Arc<PersRm>,
+}
+
+/// A guidance with everything settled but what needs the model.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    /// What the session runs with.
+    pub(crate) guidance: ResolvedGuidance,
+    /// The preference text's ids, where `w_p` is still to be read off it by the weight head.
+    pub(crate) head_text: Option<Vec<u32>>,
+}
+
+impl Resolver {
+    /// For one model.
+    pub(crate) fn new(persrm: Arc<PersRm>) -> Self {
+        Self { persrm }
+    }
+
+    /// The references offered, the default first.
+    pub(crate) fn references(persrm: &PersRm) -> Vec<Reference> {
+        let default = match persrm.default_reference {
+            DefaultReference::Model => Reference::Model,
+            DefaultReference::Generator => Reference::Generator,
+            DefaultReference::None => Reference::None,
+        };
+        let offered = [Reference::Model, Reference::Generator, Reference::None];
+        let others = offered
+            .into_iter()
+            .filter(|&r| r != default && (r != Reference::Model || persrm.has_reference()));
+        std::iter::once(default).chain(others).collect()
+    }
+
+    /// Settles what a session runs with.
+    ///
+    /// # Errors
+    /// Names the field of the guidance, or `prompt`, and the allowed range.
+    pub(crate) fn resolve(&self, prompt: Option<Prompt>, by: Option<By>) -> Result<Resolved, Failure> {
+        match by {
+            None => Err(Failure::invalid("", "neither `guidance` nor `resolved` is set; set one")),
+            Some(By::Guidance(guidance)) => self.settle(prompt, guidance),
+            Some(By::Resolved(guidance)) => {
+                self.check_resolved(&guidance)?;
+                Ok(Resolved { guidance, head_text: None })
+            }
+        }
+    }
+
+    fn settle(&self, prompt: Option<Prompt>, guidance: Guidance) -> Result<Resolved, Failure> {
+        self.check_model(&guidance.reward_model)?;
+        let method = check_method(&guidance.method)?;
+        if guidance.profile.is_some() {
+            return Err(unimplemented("stored profiles").at("profile"));
+        }
+        if let Some(weights) = &guidance.weights {
+            self.check_weights(weights)?;
+        }
+        let reference = match self.known::<Reference>(guidance.reference, "reference")? {
+            Reference::Unspecified => Self::references(&self.persrm)[0],
+            asked => self.offered(asked)?,
+        };
+        let normalization = match self.known::<Normalization>(guidance.normalization, "normalization")? {
+            Normalization::Unspecified => Normalization::Candidates,
+            asked => asked,
+        };
+        // A blank preference is none.
+        let text = guidance.text.filter(|t| !t.trim().is_empty());
+        let reads_weights = text.is_some() && guidance.weights.is_none() && self.persrm.has_weight_head();
+        let asked = self.known::<Context>(guidance.context, "context")?;
+        let kind = prompt
+            .and_then(|p| p.kind)
+            .ok_or_else(|| Failure::invalid("prompt", "the prompt is absent; send messages, text or token ids"))?;
+        let context = context(asked, &kind, text.is_some(), reads_weights)?;
+        let preference = text.as_deref().filter(|_| context == Context::Template);
+        let prompt_token_ids = self.encode(kind, preference)?;
+        let head_text = match text.as_deref().filter(|_| reads_weights) {
+            Some(text) => Some(self.head_text(text)?),
+            None => None,
+        };
+        let guidance = ResolvedGuidance {
+            reward_model: self.persrm.assets.id.clone(),
+            model_revision: self.persrm.assets.revision.clone(),
+            method: method.to_owned(),
+            text,
+            profile: None,
+            profile_revision: 0,
+            weights: guidance.weights,
+            reference: reference.into(),
+            normalization: normalization.into(),
+            context: context.into(),
+            prompt_token_ids,
+        };
+        Ok(Resolved { guidance, head_text })
+    }
+
+    /// The prompt's ids, the preference put in by the model's own template.
+    fn encode(&self, kind: Kind, preference: Option<&str>) -> Result<Vec<u32>, Failure> {
+        let assets = &self.persrm.assets;
+        let template = &self.persrm.template;
+        let unfit = |e: &dyn std::fmt::Display| Failure::invalid("prompt", format!("the prompt cannot be encoded: {e}"));
+        let ids = match kind {
+            Kind::TokenIds(ids) => ids.ids,
+            Kind::Text(text) if text.is_empty() => {
+                return Err(Failure::invalid("prompt", "the prompt's text is empty; send at least one character"));
+            }
+            Kind::Text(text) => {
+                let text = match preference {
+                    Some(preference) => template.apply_text(&text, preference).map_err(|e| unfit(&e))?,
+                    None => text,
+                };
+                assets.tokenizer.encode_raw(&text).map_err(|e| unfit(&e))?
+            }
+            Kind::Messages(messages) => {
+                let messages: Vec<Message> = messages
+                    .messages
+                    .into_iter()
+                    .map(|m| Message { role: m.role, content: m.content })
+                    .collect();
+                if messages.is_empty() {
+                    return Err(Failure::invalid("prompt", "the conversation is empty; send at least one message"));
+                }
+                if messages.iter().any(|m| m.role.is_empty()) {
+                    return Err(Failure::invalid("prompt", "a message has no role; say who speaks"));
+                }
+                let messages = match preference {
+                    Some(preference) => template.apply(&messages, preference).map_err(|e| unfit(&e))?,
+                    None => messages,
+                };
+                let text = assets.chat.render(&messages, true).map_err(|e| unfit(&e))?;
+                assets.tokenizer.encode_rendered(&text).map_err(|e| unfit(&e))?
+            }
+        };
+        if ids.is_empty() {
+            return Err(Failure::invalid("prompt", "the prompt is empty; send at least one token"));
+        }
+        Ok(ids)
+    }
+
+    fn head_text(&self, text: &str) -> Result<Vec<u32>, Failure> {
+        let most = HEAD_TOKENS.min(self.persrm.assets.config.context);
+        let ids = self.persrm.assets.tokenizer.encode_raw(text);
+        let ids = ids.map_err(|e| Failure::invalid("text", format!("the preference cannot be encoded: {e}")))?;
+        if ids.is_empty() || ids.len() > most {
+            let message = format!("the preference is {} tokens long; 1 to {most} are allowed", ids.len());
+            return Err(Failure::invalid("text", message));
+        }
+        let vocab = self.persrm.assets.config.vocab;
+        if ids.iter().any(|&id| id as usize >= vocab) {
+            let message = "the model's tokenizer gives ids outside its vocabulary: its folder is inconsistent";
+            return Err(Failure::new(FailureReason::Precondition, message));
+        }
+        Ok(ids)
+    }
+
+    fn check_resolved(&self, guidance: &ResolvedGuidance) -> Result<(), Failure> {
+        self.check_model(&guidance.reward_model)?;
+        let revision = &self.persrm.assets.revision;
+        if &guidance.model_revision != revision {
+            let message = format!(
+                "the guidance was resolved by revision `{}` of the model; this worker serves `{revision}`",
+                guidance.model_revision
+            );
+            return Err(Failure::new(FailureReason::Precondition, message).at("model_revision"));
+        }
+        check_method(&guidance.method)?;
+        if let Some(weights) = &guidance.weights {
+            self.check_weights(weights)?;
+        }
+        let unset = |field| Failure::invalid(field, format!("a resolved guidance needs `{field}`; send it as `Opened` gave it"));
+        match self.known::<Reference>(guidance.reference, "reference")? {
+            Reference::Unspecified => return Err(unset("reference")),
+            reference => self.offered(reference)?,
+        };
+        if self.known::<Normalization>(guidance.normalization, "normalization")? == Normalization::Unspecified {
+            return Err(unset("normalization"));
+        }
+        if self.known::<Context>(guidance.context, "context")? == Context::Unspecified {
+            return Err(unset("context"));
+        }
+        if guidance.prompt_token_ids.is_empty() {
+            return Err(unset("prompt_token_ids"));
+        }
+        Ok(())
+    }
+
+    fn check_model(&self, asked: &str) -> Result<(), Failure> {
+        let serves = &self.persrm.assets.id;
+        if asked.is_empty() || asked == serves {
+            return Ok(());
+        }
+        let message = format!("this worker serves the reward model `{serves}`, not the one that was asked for");
+        Err(Failure::new(FailureReason::NotFound, message).at("reward_model"))
+    }
+
+    fn check_weights(&self, weights: &Weights) -> Result<(), Failure> {
+        let d = self.persrm.assets.config.hidden;
+        let got = weights.values.len();
+        if got != d {
+            let message = format!("{got} weights came; the reward model has {d} features and needs one for each");
+            return Err(Failure::invalid("weights.values", message));
+        }
+        match weights.values.iter().position(|w| !w.is_finite()) {
+            None => Ok(()),
+            Some(i) => Err(Failure::invalid("weights.values", format!("weight {i} is not finite"))),
+        }
+    }
+
+    fn offered(&self, reference: Reference) -> Result<Reference, Failure> {
+        if reference != Reference::Model || self.persrm.has_reference() {
+            return Ok(reference);
+        }
+        let message = "the model has no reference of its own; ask for GENERATOR or NONE, or name a `reference_model` in its attune.json";
+        Err(Failure::new(FailureReason::Precondition, message).at("reference"))
+    }
+
+    /// A value of an enumeration that this version knows.
+    fn known<T: TryFrom<i32>>(&self, value: i32, field: &'static str) -> Result<T, Failure> {
+        T::try_from(value).map_err(|_| Failure::invalid(field, format!("{value} is no `{field}` that this version knows")))
+    }
+}
+
+/// The context to read, TEMPLATE or AS_IS.
+fn context(asked: Context, kind: &Kind, text: bool, reads_weights: bool) -> Result<Context, Failure> {
+    match (asked, kind) {
+        (Context::AsIs, _) => Ok(Context::AsIs),
+        (Context::Unspecified | Context::Template, Kind::Messages(_) | Kind::Text(_)) => Ok(Context::Template),
+        // Without a preference the template puts in nothing.
+        (_, Kind::TokenIds(_)) if !text => Ok(Context::AsIs),
+        (Context::Template, Kind::TokenIds(_)) => Err(Failure::invalid(
+            "context",
+            "a preference cannot be put into token ids; send messages or text, or ask for context AS_IS",
+        )),
+        (Context::Unspecified, Kind::TokenIds(_)) if reads_weights => Ok(Context::AsIs),
+        // It would have no effect, and a guidance is never dropped silently.
+        (Context::Unspecified, Kind::TokenIds(_)) => Err(Failure::invalid(
+            "context",
+            "a preference cannot be put into token ids; where they hold it already, ask for context AS_IS",
+        )),
+    }
+}
+
+fn check_method(asked: &str) -> Result<&'static str, Failure> {
+    if asked.is_empty() || asked == METHOD {
+        return Ok(METHOD);
+    }
+    let message = format!("the method does not exist; this version offers `{METHOD}`");
+    Err(Failure::new(FailureReason::NotFound, message).at("method"))
+}
+
+/// What later versions will do.
+fn unimplemented(what: &str) -> Failure {
+    Failure::new(FailureReason::Unimplemented, format!("this version does not implement {what}; send the preference itself"))
+}
