@@ -4,6 +4,7 @@
 /// Generator and reward worker, once per decoding step.
 pub mod reward {
     /// Package `attune.reward.v1`.
+    #[allow(clippy::large_enum_variant)] // generated: one frame in many is an `Open`
     pub mod v1 {
         tonic::include_proto!("attune.reward.v1");
     }

@@ -46,7 +46,7 @@ enum Template {
     None,
     /// Kept until messages are asked for: prompts of text or ids work without it.
     Broken(String),
-    Compiled(Environment<'static>),
+    Compiled(Box<Environment<'static>>),
 }
 
 impl ChatTemplate {
@@ -68,7 +68,7 @@ impl ChatTemplate {
         let template = match find(folder, &config)? {
             None => Template::None,
             Some(source) => match environment("chat template", &without_generation_tags(&source)) {
-                Ok(environment) => Template::Compiled(environment),
+                Ok(environment) => Template::Compiled(Box::new(environment)),
                 Err(error) => {
                     let problem = explain(&error);
                     tracing::warn!(folder = %folder.display(), problem, "the chat template is unusable");

@@ -151,12 +151,12 @@ impl DecoderConfig {
             }
         }
         let head_dim = raw.head_dim.unwrap_or(raw.hidden_size / heads);
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return Err(format!(
                 "`num_attention_heads` {heads} is no multiple of `num_key_value_heads` {kv_heads}"
             ));
         }
-        if head_dim == 0 || head_dim % 2 != 0 || head_dim > 1024 {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1024 {
             return Err(format!("`head_dim` is {head_dim}; it must be even, in 2..=1024"));
         }
         let qwen2 = family == "qwen2";

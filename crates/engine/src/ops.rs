@@ -148,8 +148,9 @@ impl InplaceOp1 for Rotate<'_> {
             let (q, rest) = row.split_at_mut(queries);
             let k = &mut rest[..keys];
             if let Some((q_norm, k_norm, eps)) = self.norms {
-                normalise(&q.to_vec(), q_norm, eps, q);
-                normalise(&k.to_vec(), k_norm, eps, k);
+                let (plain_q, plain_k) = (q.to_vec(), k.to_vec());
+                normalise(&plain_q, q_norm, eps, q);
+                normalise(&plain_k, k_norm, eps, k);
             }
             for part in [q, k] {
                 let heads = part.len() / self.head_dim;

@@ -9,7 +9,7 @@ use tokenizers::AddedToken;
 use crate::{LoadError, TextError};
 
 /// No tokenizer has more ids; a larger one in a file would only make this process allocate for it.
-const MAX_IDS: u32 = 1 << 24;
+const MAX_IDS: u32 = 1 << 22;
 
 /// A checkpoint's tokenizer: `tokenizer.json`, and the special tokens of `tokenizer_config.json`.
 pub struct Tokenizer {

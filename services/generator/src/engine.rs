@@ -169,7 +169,7 @@ impl Engine {
                 self.sequences.insert(self.last_id, sequence);
             }
             Command::Worker(worker, WorkerEvent::Up(description, requests)) => {
-                self.pool.up(worker, description, requests);
+                self.pool.up(worker, *description, requests);
                 for guide in self.sequences.values_mut().flat_map(|s| &mut s.guides) {
                     guide.retry_at = None;
                 }

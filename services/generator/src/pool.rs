@@ -36,7 +36,7 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 enum Worker {
     Down(Problem),
-    Up(Link),
+    Up(Box<Link>),
 }
 
 #[derive(Debug)]
@@ -94,13 +94,13 @@ impl Pool {
         description: DescribeResponse,
         requests: mpsc::Sender<ScoreRequest>,
     ) {
-        self.workers[id] = Worker::Up(Link {
+        self.workers[id] = Worker::Up(Box::new(Link {
             description,
             requests,
             outbox: Rc::default(),
             sessions: Rc::default(),
             others: 0,
-        });
+        }));
     }
 
     /// A worker is gone. Gives those whose sessions are lost with it.
@@ -145,7 +145,7 @@ impl Pool {
 
     fn choose(&self, model: &str) -> Result<(WorkerId, &Link), NoWorker> {
         let up = self.workers.iter().enumerate().filter_map(|(id, worker)| match worker {
-            Worker::Up(link) => Some((id, link)),
+            Worker::Up(link) => Some((id, &**link)),
             Worker::Down(_) => None,
         });
         let mut up = up.peekable();

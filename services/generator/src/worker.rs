@@ -27,7 +27,7 @@ pub(crate) type WorkerId = usize;
 #[derive(Debug)]
 pub(crate) enum WorkerEvent {
     /// It is connected, fits, and takes messages.
-    Up(DescribeResponse, mpsc::Sender<ScoreRequest>),
+    Up(Box<DescribeResponse>, mpsc::Sender<ScoreRequest>),
     /// It answered.
     Frames(Vec<Frame>),
     /// It is gone, or does not fit.
@@ -90,7 +90,7 @@ pub(crate) async fn keep_connected(
                 let description = connection.description.clone();
                 tracing::info!(worker = %endpoint.uri(), model = description.model_id, "reward worker connected");
                 known.send_replace(Known { description: Some(description), problem: None, sessions: 0 });
-                if !tell(WorkerEvent::Up(connection.description, connection.requests)) {
+                if !tell(WorkerEvent::Up(Box::new(connection.description), connection.requests)) {
                     return;
                 }
                 let mut responses = connection.responses;

@@ -57,7 +57,10 @@ impl Api {
 
 #[tonic::async_trait]
 impl RewardService for Api {
-    async fn describe(&self, request: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
+    async fn describe(
+        &self,
+        request: Request<DescribeRequest>,
+    ) -> Result<Response<DescribeResponse>, Status> {
         let count = |n| u32::try_from(n).unwrap_or(u32::MAX);
         let size = self.persrm.assets.tokenizer.size();
         // A PersRM may add ids: the generator compares the ids that it has itself.

@@ -6,8 +6,8 @@ use std::{collections::HashMap, sync::mpsc as jobs, time::Instant};
 
 use attune_engine::Side;
 use attune_proto::reward::v1::{
-    FailureReason, Load, Normalization, Open, Opened, Reference, RequestFrame, Rewards, Weights, request_frame,
-    response_frame,
+    FailureReason, Load, Normalization, Open, Opened, Reference, RequestFrame, Rewards, Weights,
+    request_frame, response_frame,
 };
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -209,7 +209,9 @@ impl Engine {
             return Err(Failure::invalid("session_id", "a session's id is never 0"));
         }
         if self.streams.find(stream, open.session_id).is_some() {
-            return Err(Failure::out_of_order("the session is open already; every Open needs an id of its own"));
+            return Err(Failure::out_of_order(
+                "the session is open already; every Open needs an id of its own",
+            ));
         }
         let (key, slot) = self.scheduler.open(open.generated_tokens)?;
         self.streams.bind(stream, open.session_id, key);
@@ -261,9 +263,14 @@ impl Engine {
             self.fail(key, Failure::new(FailureReason::Preempted, message));
         }
         let policy = self.forward(Side::Policy, &plan.runs);
-        let measured: Vec<Run> =
-            plan.runs.iter().copied().filter(|r| self.sessions.get(&r.key).is_some_and(|s| s.against_model)).collect();
-        let reference = if measured.is_empty() { Vec::new() } else { self.forward(Side::Reference, &measured) };
+        let measured: Vec<Run> = plan
+            .runs
+            .iter()
+            .copied()
+            .filter(|r| self.sessions.get(&r.key).is_some_and(|s| s.against_model))
+            .collect();
+        let reference =
+            if measured.is_empty() { Vec::new() } else { self.forward(Side::Reference, &measured) };
         let now = Instant::now();
         for (key, features) in policy {
             if let Some(active) = self.sessions.get_mut(&key) {
@@ -354,7 +361,10 @@ impl Engine {
     fn fail_score(&mut self, key: Key, error: &attune_guidance::RowError) {
         let weighted = self.sessions.get(&key).is_some_and(|s| s.weights.is_some());
         let failure = if weighted {
-            Failure::invalid("weights.values", "these weights make rewards that are not finite; send smaller ones")
+            Failure::invalid(
+                "weights.values",
+                "these weights make rewards that are not finite; send smaller ones",
+            )
         } else {
             tracing::error!(%error, "the model's rewards are not finite");
             Failure::new(FailureReason::Internal, "the model's rewards are not finite: the model is damaged")
@@ -375,7 +385,13 @@ impl Engine {
 
     /// Ends the session of this id, where there is one, and says why.
     fn fail_id(&mut self, stream: StreamId, session_id: u64, failure: Failure) {
-        tracing::debug!(stream, session_id, reason = failure.reason.as_str_name(), field = failure.field, "a session failed");
+        tracing::debug!(
+            stream,
+            session_id,
+            reason = failure.reason.as_str_name(),
+            field = failure.field,
+            "a session failed"
+        );
         if let Some(key) = self.streams.unbind(stream, session_id) {
             self.remove(key);
         }
@@ -416,7 +432,10 @@ impl Engine {
         }
         if self.draining {
             for stream in self.streams.idle() {
-                self.end(stream, Some(Status::unavailable("the worker is shutting down; go on with another")));
+                self.end(
+                    stream,
+                    Some(Status::unavailable("the worker is shutting down; go on with another")),
+                );
             }
         }
     }

@@ -37,11 +37,6 @@ impl Failure {
 
     /// The frame that tells the generator.
     pub(crate) fn frame(self, session_id: u64) -> Failed {
-        Failed {
-            session_id,
-            reason: self.reason.into(),
-            message: self.message,
-            field: self.field.to_owned(),
-        }
+        Failed { session_id, reason: self.reason.into(), message: self.message, field: self.field.to_owned() }
     }
 }

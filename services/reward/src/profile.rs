@@ -1,8 +1,8 @@
 //! `ProfileService`, which this version does not implement.
 
 use attune_proto::profile::v1::{
-    DeleteRequest, DeleteResponse, FitRequest, FitResponse, GetRequest, GetResponse, ListRequest, ListResponse,
-    PutRequest, PutResponse, profile_service_server::ProfileService,
+    DeleteRequest, DeleteResponse, FitRequest, FitResponse, GetRequest, GetResponse, ListRequest,
+    ListResponse, PutRequest, PutResponse, profile_service_server::ProfileService,
 };
 use attune_service::status::unimplemented;
 use futures::stream::BoxStream;

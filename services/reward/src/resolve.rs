@@ -87,9 +87,9 @@ impl Resolver {
         let text = guidance.text.filter(|t| !t.trim().is_empty());
         let reads_weights = text.is_some() && guidance.weights.is_none() && self.persrm.has_weight_head();
         let asked = self.known::<Context>(guidance.context, "context")?;
-        let kind = prompt
-            .and_then(|p| p.kind)
-            .ok_or_else(|| Failure::invalid("prompt", "the prompt is absent; send messages, text or token ids"))?;
+        let kind = prompt.and_then(|p| p.kind).ok_or_else(|| {
+            Failure::invalid("prompt", "the prompt is absent; send messages, text or token ids")
+        })?;
         let context = context(asked, &kind, text.is_some(), reads_weights)?;
         let preference = text.as_deref().filter(|_| context == Context::Template);
         let prompt_token_ids = self.encode(kind, preference)?;
@@ -117,11 +117,16 @@ impl Resolver {
     fn encode(&self, kind: Kind, preference: Option<&str>) -> Result<Vec<u32>, Failure> {
         let assets = &self.persrm.assets;
         let template = &self.persrm.template;
-        let unfit = |e: &dyn std::fmt::Display| Failure::invalid("prompt", format!("the prompt cannot be encoded: {e}"));
+        let unfit = |e: &dyn std::fmt::Display| {
+            Failure::invalid("prompt", format!("the prompt cannot be encoded: {e}"))
+        };
         let ids = match kind {
             Kind::TokenIds(ids) => ids.ids,
             Kind::Text(text) if text.is_empty() => {
-                return Err(Failure::invalid("prompt", "the prompt's text is empty; send at least one character"));
+                return Err(Failure::invalid(
+                    "prompt",
+                    "the prompt's text is empty; send at least one character",
+                ));
             }
             Kind::Text(text) => {
                 let text = match preference {
@@ -137,7 +142,10 @@ impl Resolver {
                     .map(|m| Message { role: m.role, content: m.content })
                     .collect();
                 if messages.is_empty() {
-                    return Err(Failure::invalid("prompt", "the conversation is empty; send at least one message"));
+                    return Err(Failure::invalid(
+                        "prompt",
+                        "the conversation is empty; send at least one message",
+                    ));
                 }
                 if messages.iter().any(|m| m.role.is_empty()) {
                     return Err(Failure::invalid("prompt", "a message has no role; say who speaks"));
@@ -159,14 +167,16 @@ impl Resolver {
     fn head_text(&self, text: &str) -> Result<Vec<u32>, Failure> {
         let most = HEAD_TOKENS.min(self.persrm.assets.config.context);
         let ids = self.persrm.assets.tokenizer.encode_raw(text);
-        let ids = ids.map_err(|e| Failure::invalid("text", format!("the preference cannot be encoded: {e}")))?;
+        let ids =
+            ids.map_err(|e| Failure::invalid("text", format!("the preference cannot be encoded: {e}")))?;
         if ids.is_empty() || ids.len() > most {
             let message = format!("the preference is {} tokens long; 1 to {most} are allowed", ids.len());
             return Err(Failure::invalid("text", message));
         }
         let vocab = self.persrm.assets.config.vocab;
         if ids.iter().any(|&id| id as usize >= vocab) {
-            let message = "the model's tokenizer gives ids outside its vocabulary: its folder is inconsistent";
+            let message =
+                "the model's tokenizer gives ids outside its vocabulary: its folder is inconsistent";
             return Err(Failure::new(FailureReason::Precondition, message));
         }
         Ok(ids)
@@ -186,12 +196,18 @@ impl Resolver {
         if let Some(weights) = &guidance.weights {
             self.check_weights(weights)?;
         }
-        let unset = |field| Failure::invalid(field, format!("a resolved guidance needs `{field}`; send it as `Opened` gave it"));
+        let unset = |field| {
+            Failure::invalid(
+                field,
+                format!("a resolved guidance needs `{field}`; send it as `Opened` gave it"),
+            )
+        };
         match self.known::<Reference>(guidance.reference, "reference")? {
             Reference::Unspecified => return Err(unset("reference")),
             reference => self.offered(reference)?,
         };
-        if self.known::<Normalization>(guidance.normalization, "normalization")? == Normalization::Unspecified {
+        if self.known::<Normalization>(guidance.normalization, "normalization")? == Normalization::Unspecified
+        {
             return Err(unset("normalization"));
         }
         if self.known::<Context>(guidance.context, "context")? == Context::Unspecified {
@@ -208,7 +224,8 @@ impl Resolver {
         if asked.is_empty() || asked == serves {
             return Ok(());
         }
-        let message = format!("this worker serves the reward model `{serves}`, not the one that was asked for");
+        let message =
+            format!("this worker serves the reward model `{serves}`, not the one that was asked for");
         Err(Failure::new(FailureReason::NotFound, message).at("reward_model"))
     }
 
@@ -216,7 +233,8 @@ impl Resolver {
         let d = self.persrm.assets.config.hidden;
         let got = weights.values.len();
         if got != d {
-            let message = format!("{got} weights came; the reward model has {d} features and needs one for each");
+            let message =
+                format!("{got} weights came; the reward model has {d} features and needs one for each");
             return Err(Failure::invalid("weights.values", message));
         }
         match weights.values.iter().position(|w| !w.is_finite()) {
@@ -235,7 +253,8 @@ impl Resolver {
 
     /// A value of an enumeration that this version knows.
     fn known<T: TryFrom<i32>>(&self, value: i32, field: &'static str) -> Result<T, Failure> {
-        T::try_from(value).map_err(|_| Failure::invalid(field, format!("{value} is no `{field}` that this version knows")))
+        T::try_from(value)
+            .map_err(|_| Failure::invalid(field, format!("{value} is no `{field}` that this version knows")))
     }
 }
 
@@ -243,7 +262,9 @@ impl Resolver {
 fn context(asked: Context, kind: &Kind, text: bool, reads_weights: bool) -> Result<Context, Failure> {
     match (asked, kind) {
         (Context::AsIs, _) => Ok(Context::AsIs),
-        (Context::Unspecified | Context::Template, Kind::Messages(_) | Kind::Text(_)) => Ok(Context::Template),
+        (Context::Unspecified | Context::Template, Kind::Messages(_) | Kind::Text(_)) => {
+            Ok(Context::Template)
+        }
         // Without a preference the template puts in nothing.
         (_, Kind::TokenIds(_)) if !text => Ok(Context::AsIs),
         (Context::Template, Kind::TokenIds(_)) => Err(Failure::invalid(
@@ -269,5 +290,8 @@ fn check_method(asked: &str) -> Result<&'static str, Failure> {
 
 /// What later versions will do.
 fn unimplemented(what: &str) -> Failure {
-    Failure::new(FailureReason::Unimplemented, format!("this version does not implement {what}; send the preference itself"))
+    Failure::new(
+        FailureReason::Unimplemented,
+        format!("this version does not implement {what}; send the preference itself"),
+    )
 }

@@ -196,7 +196,8 @@ impl Scheduler {
     /// Gives every session the blocks for what it knows, the oldest first.
     fn grow(&mut self) -> Vec<Key> {
         let mut preempted = Vec::new();
-        let short = |e: &Entry| e.session.unread() > 0 && e.blocks.len() < blocks_for(e.session.tokens().len());
+        let short =
+            |e: &Entry| e.session.unread() > 0 && e.blocks.len() < blocks_for(e.session.tokens().len());
         let keys: Vec<Key> = self.entries.iter().filter(|(_, e)| short(e)).map(|(&k, _)| k).collect();
         for key in keys {
             while let Some(entry) = self.entries.get_mut(&key) {

@@ -42,7 +42,11 @@ impl Session {
         if generated.len() >= limits.context {
             return Err(Failure::invalid(
                 "generated_tokens",
-                format!("{} tokens leave no room for a prompt in a context of {}", generated.len(), limits.context),
+                format!(
+                    "{} tokens leave no room for a prompt in a context of {}",
+                    generated.len(),
+                    limits.context
+                ),
             ));
         }
         check_ids(&generated, limits.vocab, "generated_tokens")?;
@@ -93,7 +97,10 @@ impl Session {
         if self.tokens.len() >= self.limits.context {
             return Err(Failure::invalid(
                 "",
-                format!("the reward model's context of {} tokens is full; end the text here", self.limits.context),
+                format!(
+                    "the reward model's context of {} tokens is full; end the text here",
+                    self.limits.context
+                ),
             ));
         }
         self.tokens.push(token);
@@ -111,7 +118,9 @@ impl Session {
     pub(crate) fn candidates(&mut self, step: u32, ids: Vec<u32>) -> Result<(), Failure> {
         self.check_step("Candidates", step)?;
         if self.seen {
-            return Err(Failure::out_of_order(format!("candidates of step {step} came twice; once is allowed")));
+            return Err(Failure::out_of_order(format!(
+                "candidates of step {step} came twice; once is allowed"
+            )));
         }
         if ids.is_empty() || ids.len() > MAX_CANDIDATES {
             return Err(Failure::invalid(
@@ -186,9 +195,10 @@ impl Session {
 fn check_ids(ids: &[u32], vocab: usize, field: &'static str) -> Result<(), Failure> {
     match ids.iter().find(|&&id| id as usize >= vocab) {
         None => Ok(()),
-        Some(id) => {
-            Err(Failure::invalid(field, format!("token id {id} lies outside the vocabulary; ids lie below {vocab}")))
-        }
+        Some(id) => Err(Failure::invalid(
+            field,
+            format!("token id {id} lies outside the vocabulary; ids lie below {vocab}"),
+        )),
     }
 }
 

@@ -97,11 +97,6 @@ impl Streams {
         self.open.contains_key(&id)
     }
 
-    /// All open calls.
-    pub(crate) fn ids(&self) -> Vec<StreamId> {
-        self.open.keys().copied().collect()
-    }
-
     /// Notes that the generator will send no more on this call.
     pub(crate) fn half_close(&mut self, id: StreamId) {
         if let Some(stream) = self.open.get_mut(&id) {
@@ -155,7 +150,8 @@ impl Streams {
     pub(crate) fn flush(&mut self, load: Load) -> Vec<StreamId> {
         let mut broken = Vec::new();
         for (&id, stream) in &mut self.open {
-            let news = stream.told.as_ref().is_none_or(|t| (t.sessions, t.slots) != (load.sessions, load.slots));
+            let news =
+                stream.told.as_ref().is_none_or(|t| (t.sessions, t.slots) != (load.sessions, load.slots));
             if (news || !stream.frames.is_empty()) && stream.told != Some(load) {
                 stream.told = Some(load);
                 stream.frames.push(ResponseFrame { frame: Some(Frame::Load(load)) });

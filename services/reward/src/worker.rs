@@ -56,7 +56,9 @@ impl Worker {
         config.validate()?;
         let (model, scheduler, persrm) = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || load(&config)).await.context("the model's loading broke off")??
+            tokio::task::spawn_blocking(move || load(&config))
+                .await
+                .context("the model's loading broke off")??
         };
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (prompts, jobs) = jobs::channel();
@@ -187,7 +189,10 @@ fn blocks(config: &RewardConfig, persrm: &PersRm) -> anyhow::Result<usize> {
     let sides = 1 + usize::from(persrm.has_reference());
     let fit = (config.cache_mib << 20) / (KvCache::block_bytes(shape) * sides);
     if fit == 0 {
-        return Err(anyhow!("cache_mib = {} holds not one block of this model's cache; raise it", config.cache_mib));
+        return Err(anyhow!(
+            "cache_mib = {} holds not one block of this model's cache; raise it",
+            config.cache_mib
+        ));
     }
     Ok(fit.min(config.slots * blocks_for(shape.context)))
 }

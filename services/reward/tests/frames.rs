@@ -4,8 +4,8 @@
 mod common;
 
 use attune_proto::reward::v1::{
-    ChatMessages, Context, FailureReason, Guidance, Open, Prompt, Reference, ScoreRequest, Weights, open::By, prompt,
-    request_frame,
+    ChatMessages, Context, FailureReason, Guidance, Open, Prompt, Reference, ResolvedGuidance, ScoreRequest,
+    Weights, open::By, prompt, request_frame, response_frame::Frame,
 };
 use common::*;
 use tonic::Code;
@@ -26,7 +26,7 @@ async fn a_frame_that_does_not_fit_ends_its_own_session_alone() {
     let before = call.ask(1, 0, &[4, 5, 6]).await;
 
     let guided = |guidance: Guidance| open(5, ids(&PROMPT), guidance);
-    let again = |edit: fn(&mut attune_proto::reward::v1::ResolvedGuidance)| {
+    let again = |edit: fn(&mut ResolvedGuidance)| {
         let mut resolved = resolved.clone();
         edit(&mut resolved);
         reopen(5, &[], resolved)
@@ -41,7 +41,11 @@ async fn a_frame_that_does_not_fit_ends_its_own_session_alone() {
         (open(5, ids(&[]), Guidance::default()), Invalid, "prompt"),
         (open(5, text(""), Guidance::default()), Invalid, "prompt"),
         (
-            open(5, Prompt { kind: Some(prompt::Kind::Messages(ChatMessages::default())) }, Guidance::default()),
+            open(
+                5,
+                Prompt { kind: Some(prompt::Kind::Messages(ChatMessages::default())) },
+                Guidance::default(),
+            ),
             Invalid,
             "prompt",
         ),
@@ -141,11 +145,14 @@ async fn weights_that_overflow_fail_their_session_alone() {
     let (mut failed, mut rewards) = (0, 0);
     for _ in 0..2 {
         match call.next().await {
-            attune_proto::reward::v1::response_frame::Frame::Failed(f) => {
-                assert_eq!((f.session_id, f.reason(), f.field.as_str()), (1, FailureReason::Invalid, "weights.values"));
+            Frame::Failed(f) => {
+                assert_eq!(
+                    (f.session_id, f.reason(), f.field.as_str()),
+                    (1, FailureReason::Invalid, "weights.values")
+                );
                 failed += 1;
             }
-            attune_proto::reward::v1::response_frame::Frame::Rewards(r) => {
+            Frame::Rewards(r) => {
                 assert_eq!(r.session_id, 2);
                 rewards += 1;
             }

@@ -7,6 +7,7 @@ use attune_engine::{LoadOptions, Message, Output, PersRm, SequenceRows, Side, kv
 use attune_kernels::Threads;
 use attune_proto::reward::v1::{
     ChatMessage, ChatMessages, Context, Guidance, Normalization, Prompt, Reference, prompt,
+    response_frame::Frame,
 };
 use common::*;
 use tempfile::TempDir;
@@ -61,7 +62,8 @@ async fn rewards_are_those_of_the_formula() {
         let mut session = 0;
         for weighted in [false, true] {
             for normalization in [Normalization::Candidates, Normalization::Vocabulary] {
-                for asked in [Reference::Unspecified, Reference::Model, Reference::Generator, Reference::None] {
+                for asked in [Reference::Unspecified, Reference::Model, Reference::Generator, Reference::None]
+                {
                     if asked == Reference::Model && !reference {
                         continue;
                     }
@@ -126,7 +128,7 @@ async fn a_reopened_session_goes_on_with_the_same_bits_in_any_company_and_chunks
         let prompt: Vec<u32> = (0..company as u32 * 3).map(|i| (i * 13 + 5) % 512).collect();
         call.send([open(company, ids(&prompt), Guidance::default())]).await;
     }
-    for (step, want) in alone.iter().enumerate().step_by(3) {
+    for step in (0..alone.len()).step_by(3) {
         let session = 100 + step as u64;
         call.send([
             reopen(session, &tokens[..step], resolved.clone()),
@@ -137,14 +139,14 @@ async fn a_reopened_session_goes_on_with_the_same_bits_in_any_company_and_chunks
     let mut seen = 0;
     while seen < alone.len().div_ceil(3) {
         match call.next().await {
-            attune_proto::reward::v1::response_frame::Frame::Rewards(r) => {
+            Frame::Rewards(r) => {
                 assert_eq!(r.values, alone[r.step as usize], "step {}", r.step);
                 seen += 1;
             }
-            attune_proto::reward::v1::response_frame::Frame::Opened(o) if o.session_id >= 100 => {
+            Frame::Opened(o) if o.session_id >= 100 => {
                 assert_eq!(o.guidance.unwrap(), resolved);
             }
-            attune_proto::reward::v1::response_frame::Frame::Failed(f) => panic!("{f:?}"),
+            Frame::Failed(f) => panic!("{f:?}"),
             _ => {}
         }
     }
@@ -204,8 +206,7 @@ async fn the_weight_head_reads_the_weights_off_the_preference() {
     let want = model.preference_weights(&ids).unwrap().unwrap();
     assert_eq!(resolved.weights.as_ref().unwrap().values, want);
     let w: Vec<f64> = want.iter().map(|&w| f64::from(w)).collect();
-    let wanted =
-        values(&model, Side::Policy, &resolved.prompt_token_ids, &w, &CANDIDATES, false);
+    let wanted = values(&model, Side::Policy, &resolved.prompt_token_ids, &w, &CANDIDATES, false);
     assert_close(&call.ask(1, 0, &CANDIDATES).await, &wanted, "head");
     // Vectors that are given go before the head; a blank preference is none.
     let given = Guidance { text: Some("x".to_owned()), ..weights(vec![2.0; D]) };
@@ -227,11 +228,7 @@ async fn one_iterations_answers_are_one_message() {
     // The states are ready some time later; the questions come in one message either way.
     call.send((1..=8).map(|s| candidates(s, 1, &CANDIDATES))).await;
     let message = call.message().await.unwrap().unwrap();
-    let rewards = message
-        .frames
-        .iter()
-        .filter(|f| matches!(f.frame, Some(attune_proto::reward::v1::response_frame::Frame::Rewards(_))))
-        .count();
+    let rewards = message.frames.iter().filter(|f| matches!(f.frame, Some(Frame::Rewards(_)))).count();
     assert_eq!(rewards, 8);
 }
 

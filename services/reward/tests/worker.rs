@@ -5,7 +5,10 @@ mod common;
 
 use attune_proto::{
     profile::v1::{GetRequest, profile_service_client::ProfileServiceClient},
-    reward::v1::{DescribeRequest, FailureReason, Guidance, Normalization, Reference, response_frame::Frame},
+    reward::v1::{
+        DescribeRequest, FailureReason, Guidance, Normalization, Reference, RequestFrame, ScoreRequest,
+        response_frame::Frame,
+    },
 };
 use attune_service::server::Drain;
 use common::*;
@@ -24,7 +27,10 @@ async fn the_worker_describes_itself() {
     assert_eq!((all.context_length, all.slots, all.protocol_version), (512, 3, 1));
     assert_eq!((all.dtype.as_str(), all.device.as_str()), ("f32", "cpu"));
     assert_eq!(all.methods, ["pad"]);
-    assert_eq!(all.references().collect::<Vec<_>>(), [Reference::Model, Reference::Generator, Reference::None]);
+    assert_eq!(
+        all.references().collect::<Vec<_>>(),
+        [Reference::Model, Reference::Generator, Reference::None]
+    );
     assert_eq!(all.normalizations().next(), Some(Normalization::Candidates));
     assert!(!all.model_revision.is_empty() && !all.server_version.is_empty());
     let part = |n| DescribeRequest { tokenizer_size: n };
@@ -80,15 +86,11 @@ async fn the_youngest_session_makes_room_when_the_cache_is_full() {
     config.slots = 8;
     let running = start(config).await;
     let mut call = running.call().await;
-    for session in 1..=5 {
-        let prompt = vec![7; if session < 5 { 495 } else { 60 }];
-        if session < 5 {
-            call.open(session, ids(&prompt), Guidance::default()).await;
-        } else {
-            let refused = call.refused(open(session, ids(&prompt), Guidance::default())).await;
-            assert_eq!(refused.0, FailureReason::Exhausted, "124 of 128 blocks are taken");
-        }
+    for session in 1..=4 {
+        call.open(session, ids(&[7; 495]), Guidance::default()).await;
     }
+    let refused = call.refused(open(5, ids(&[7; 70]), Guidance::default())).await;
+    assert_eq!(refused.0, FailureReason::Exhausted, "124 of 128 blocks are taken");
     call.open(6, ids(&[7; 62]), Guidance::default()).await;
     assert_eq!(call.loads.last().unwrap().blocks_used, 128);
     let before = call.ask(1, 0, &[1, 2, 3]).await;
@@ -104,19 +106,18 @@ async fn the_youngest_session_makes_room_when_the_cache_is_full() {
 async fn a_reader_that_stops_reading_does_not_stop_the_others() {
     let folder = write(Checkpoint::default());
     let running = start(config(&folder)).await;
-    let stuck = running.call().await;
+    let mut stuck = running.call().await;
+    stuck.open(1, ids(&PROMPT), Guidance::default()).await;
     let mut other = running.call().await;
     other.open(1, ids(&PROMPT), Guidance::default()).await;
-    // Each frame earns a failure; nobody reads them. In the end the worker gives the call up, and its
-    // request channel closes.
-    let requests = stuck.requests.as_ref().unwrap();
+    other.sessions(2).await;
+    // Each frame earns a failure that nobody reads. In the end the worker gives the call up.
+    let requests = stuck.requests.take().unwrap();
     let flood = async {
         loop {
-            let frames = (0..500)
-                .map(|_| attune_proto::reward::v1::RequestFrame { frame: Some(advance(9, 0, 1)) })
-                .collect();
-            if requests.send(attune_proto::reward::v1::ScoreRequest { frames }).await.is_err() {
-                break;
+            let frames = (0..500).map(|_| RequestFrame { frame: Some(advance(9, 0, 1)) }).collect();
+            if requests.send(ScoreRequest { frames }).await.is_err() {
+                std::future::pending::<()>().await;
             }
         }
     };
@@ -125,8 +126,22 @@ async fn a_reader_that_stops_reading_does_not_stop_the_others() {
             other.ask(1, step, &[1, 2, 3]).await;
             other.send([advance(1, step, 2)]).await;
         }
+        other.sessions(1).await;
     };
-    tokio::time::timeout(PATIENCE, async { tokio::join!(flood, work) }).await.unwrap();
+    let race = async {
+        tokio::select! {
+            () = flood => {}
+            () = work => {}
+        }
+    };
+    tokio::time::timeout(PATIENCE, race).await.unwrap();
+    let status = loop {
+        match stuck.message().await {
+            Ok(message) => assert!(message.is_some(), "the call must end with a status"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::ResourceExhausted);
 }
 
 #[tokio::test]

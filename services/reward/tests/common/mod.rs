@@ -5,9 +5,10 @@ use std::{collections::VecDeque, net::SocketAddr, path::Path, time::Duration};
 
 use attune_engine::random_checkpoint::{self, Family, Kind, Shape};
 use attune_proto::reward::v1::{
-    Advance, Candidates, Close, DescribeRequest, DescribeResponse, Failed, FailureReason, Guidance, Load, Open,
-    Opened, Prompt, RequestFrame, ResolvedGuidance, Rewards, ScoreRequest, ScoreResponse, TokenIds, Weights,
-    open::By, prompt, request_frame, response_frame::Frame, reward_service_client::RewardServiceClient,
+    Advance, Candidates, Close, DescribeRequest, DescribeResponse, Failed, FailureReason, Guidance, Load,
+    Open, Opened, Prompt, RequestFrame, ResolvedGuidance, Rewards, ScoreRequest, ScoreResponse, TokenIds,
+    Weights, open::By, prompt, request_frame, response_frame::Frame,
+    reward_service_client::RewardServiceClient,
 };
 use attune_reward::{RewardConfig, Worker};
 use attune_service::server::Drain;
@@ -114,7 +115,12 @@ impl Running {
     pub async fn call(&self) -> Call {
         let (sender, requests) = mpsc::channel(64);
         let response = self.client().await.score(ReceiverStream::new(requests)).await.unwrap();
-        Call { requests: Some(sender), responses: response.into_inner(), frames: VecDeque::new(), loads: vec![] }
+        Call {
+            requests: Some(sender),
+            responses: response.into_inner(),
+            frames: VecDeque::new(),
+            loads: vec![],
+        }
     }
 }
 
@@ -137,16 +143,23 @@ impl Call {
         tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("an answer in time")
     }
 
+    /// Reads one more message; loads go to `loads`.
+    async fn read(&mut self) {
+        let message = self.message().await.unwrap().expect("the call goes on");
+        for frame in message.frames.into_iter().filter_map(|f| f.frame) {
+            match frame {
+                Frame::Load(load) => self.loads.push(load),
+                frame => self.frames.push_back(frame),
+            }
+        }
+    }
+
     /// The next frame other than `Load`.
     pub async fn next(&mut self) -> Frame {
         loop {
             match self.frames.pop_front() {
-                Some(Frame::Load(load)) => self.loads.push(load),
                 Some(frame) => return frame,
-                None => {
-                    let message = self.message().await.unwrap().expect("the call goes on");
-                    self.frames.extend(message.frames.into_iter().filter_map(|f| f.frame));
-                }
+                None => self.read().await,
             }
         }
     }
@@ -154,10 +167,7 @@ impl Call {
     /// Waits until the worker reports this many sessions.
     pub async fn sessions(&mut self, count: u32) {
         while self.loads.last().is_none_or(|l| l.sessions != count) {
-            let message = self.message().await.unwrap().expect("the call goes on");
-            for frame in message.frames.into_iter().filter_map(|f| f.frame) {
-                if let Frame::Load(load) = frame { self.loads.push(load) } else { self.frames.push_back(frame) }
-            }
+            self.read().await;
         }
     }
 
