@@ -115,7 +115,7 @@ async fn a_reader_that_stops_reading_does_not_stop_the_others() {
     let requests = stuck.requests.take().unwrap();
     let flood = async {
         loop {
-            let frames = (0..500).map(|_| RequestFrame { frame: Some(advance(9, 0, 1)) }).collect();
+            let frames = (0..100).map(|_| RequestFrame { frame: Some(advance(9, 0, 1)) }).collect();
             if requests.send(ScoreRequest { frames }).await.is_err() {
                 std::future::pending::<()>().await;
             }
