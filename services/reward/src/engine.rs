@@ -2,22 +2,23 @@
 //!
 //! No lock is held across a forward pass, and the thread sleeps while there is nothing to do.
 
+mod pass;
+
 use std::{collections::HashMap, sync::mpsc as jobs, time::Instant};
 
-use attune_engine::Side;
 use attune_proto::reward::v1::{
-    FailureReason, Load, Normalization, Open, Opened, Reference, RequestFrame, Rewards, Weights,
-    request_frame, response_frame,
+    FailureReason, Load, Normalization, Open, Opened, Reference, RequestFrame, Weights, request_frame,
+    response_frame,
 };
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::{
     failure::Failure,
-    model::{Features, Model, Question, Rows, weigh},
+    model::{Features, Model},
     prompts::Job,
     resolve::Resolved,
-    scheduler::{Key, Run, Scheduler},
+    scheduler::{Key, Scheduler},
     slots::Slot,
     streams::{Outbound, StreamId, Streams},
 };
@@ -253,123 +254,6 @@ impl Engine {
         let opened = Opened { session_id: active.session_id, guidance: Some(guidance) };
         self.streams.push(active.stream, response_frame::Frame::Opened(opened));
         Ok(())
-    }
-
-    /// One forward pass: the policy for all, the reference for those that are measured against it.
-    fn step(&mut self) {
-        let plan = self.scheduler.plan();
-        for key in plan.preempted {
-            let message = "the session had to make room for an older one; open it again later";
-            self.fail(key, Failure::new(FailureReason::Preempted, message));
-        }
-        let policy = self.forward(Side::Policy, &plan.runs);
-        let measured: Vec<Run> = plan
-            .runs
-            .iter()
-            .copied()
-            .filter(|r| self.sessions.get(&r.key).is_some_and(|s| s.against_model))
-            .collect();
-        let reference =
-            if measured.is_empty() { Vec::new() } else { self.forward(Side::Reference, &measured) };
-        let now = Instant::now();
-        for (key, features) in policy {
-            if let Some(active) = self.sessions.get_mut(&key) {
-                active.features.policy = features;
-                active.ready = now;
-                weigh(&mut active.features.policy, active.weights.as_deref());
-            }
-        }
-        for (key, mut features) in reference {
-            if let Some(active) = self.sessions.get_mut(&key) {
-                weigh(&mut features, active.weights.as_deref());
-                active.features.reference = Some(features);
-            }
-        }
-        plan.runs.iter().for_each(|run| self.scheduler.done(run));
-    }
-
-    /// Reads the runs with one side; gives the features of those that have read all. If the device
-    /// fails, so do these sessions.
-    fn forward(&mut self, side: Side, runs: &[Run]) -> Vec<(Key, Vec<f32>)> {
-        let mut wanted = Vec::with_capacity(runs.len());
-        let mut rows = Vec::with_capacity(runs.len());
-        for run in runs {
-            if let Some((tokens, blocks)) = self.scheduler.rows(run) {
-                rows.push(Rows { tokens, start: run.start, blocks, last: run.last });
-                if run.last {
-                    wanted.push(run.key);
-                }
-            }
-        }
-        if rows.is_empty() {
-            return Vec::new();
-        }
-        match self.model.forward(side, &rows) {
-            Ok(features) => wanted.into_iter().zip(features).collect(),
-            Err(error) => {
-                tracing::error!(%error, sessions = runs.len(), "a forward pass failed");
-                for run in runs {
-                    self.fail(run.key, internal(&error));
-                }
-                Vec::new()
-            }
-        }
-    }
-
-    /// Answers every session whose candidates and hidden state are there, in one batch.
-    fn answer(&mut self) {
-        let mut keys = Vec::new();
-        let mut questions = Vec::new();
-        for (key, ids) in self.scheduler.answerable() {
-            if let Some(active) = self.sessions.get(&key) {
-                keys.push(key);
-                questions.push(Question {
-                    features: &active.features,
-                    ids,
-                    over_vocabulary: active.over_vocabulary,
-                });
-            }
-        }
-        if keys.is_empty() {
-            return;
-        }
-        let answers = self.model.score(&questions);
-        let now = Instant::now();
-        for (key, answer) in keys.into_iter().zip(answers) {
-            match answer {
-                Ok(values) => self.reply(key, values, now),
-                Err(error) => self.fail_score(key, &error),
-            }
-        }
-    }
-
-    fn reply(&mut self, key: Key, values: Vec<f32>, now: Instant) {
-        let (Some(session), Some(active)) = (self.scheduler.session(key), self.sessions.get(&key)) else {
-            return;
-        };
-        session.answered();
-        let since = active.asked.max(active.ready);
-        let rewards = Rewards {
-            session_id: active.session_id,
-            step: u32::try_from(session.step()).unwrap_or(u32::MAX),
-            values,
-            work_seconds: now.saturating_duration_since(since).as_secs_f32(),
-        };
-        self.streams.push(active.stream, response_frame::Frame::Rewards(rewards));
-    }
-
-    fn fail_score(&mut self, key: Key, error: &attune_guidance::RowError) {
-        let weighted = self.sessions.get(&key).is_some_and(|s| s.weights.is_some());
-        let failure = if weighted {
-            Failure::invalid(
-                "weights.values",
-                "these weights make rewards that are not finite; send smaller ones",
-            )
-        } else {
-            tracing::error!(%error, "the model's rewards are not finite");
-            Failure::new(FailureReason::Internal, "the model's rewards are not finite: the model is damaged")
-        };
-        self.fail(key, failure);
     }
 
     fn find(&self, stream: StreamId, session_id: u64) -> Result<Key, Failure> {
