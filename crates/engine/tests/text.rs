@@ -264,8 +264,9 @@ fn the_helpers_of_the_environment_are_pythons() {
     let year: u32 = render("{{ strftime_now('%Y') }}").parse().unwrap();
     assert!((2024..3000).contains(&year));
     assert_eq!(render("{% if true %}\n  {% if true %}\nx\n  {% endif %}\n{% endif %}\n"), "x\n");
-    assert_eq!(render("{{ messages[5].content is defined }}{{ nothing }}"), "false");
-    assert_eq!(render("{{ ' A,b '.strip().lower().split(',')|length }}{{ 'ab'.startswith('a') }}"), "2true");
+    assert_eq!(render("{{ nothing }}{{ 'yes' if messages[0].tool_calls is defined else 'no' }}"), "no");
+    assert_eq!(render("{{ ' A,b '.strip().lower().split(',')|length }}"), "2");
+    assert_eq!(render("{{ 'yes' if 'ab'.startswith('a') }}"), "yes");
 }
 
 #[test]
