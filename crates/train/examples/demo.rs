@@ -10,14 +10,15 @@ fn main() -> anyhow::Result<()> {
         match flag.as_str() {
             "--seed" => options.seed = value.parse()?,
             "--out" => options.out = value.into(),
+            "--base" => options.base = Some(value.into()),
+            "--prompts" => options.prompts = value.parse()?,
+            "--beta" => options.dpo.beta = value.parse()?,
             "--texts" => options.lm.texts = value.parse()?,
             "--rate" => options.lm.rate = value.parse()?,
             "--pairs" => options.dpo.pairs = value.parse()?,
             "--dpo-rate" => options.dpo.rate = value.parse()?,
             "--anchor" => options.dpo.anchor = value.parse()?,
-            _ => anyhow::bail!(
-                "unknown flag {flag}; there are --seed, --out, --texts, --rate, --pairs, --dpo-rate, --anchor"
-            ),
+            _ => anyhow::bail!("unknown flag {flag}"),
         }
     }
     let report = make(&options)?;

@@ -25,12 +25,12 @@ pub fn render(report: &DemoReport) -> String {
         An answer has an optional opener, one to four sentences of substance in a fixed sequence, at most one joke and one \
         warning, and an optional closer. A program judges exactly which of eight traits on five independent axes it \
         has, and a grammar check says whether it is well formed: every sentence known and on topic, in order, register, \
-        vocabulary and person kept.\n\
+        and vocabulary kept.\n\
         - **Held out** of all training: one topic in six, some wordings of every preference, four combinations of preferences.\n\
         - **Tokenizer**: byte-level BPE, {vocabulary} ids.\n\
         - **Base**: Llama architecture, {parameters} weights ({layers} layers, d = {width}, {heads} heads, {kv} key-value heads, tied \
-        embeddings), stored as bf16; trained on {texts} texts, 40 % of which carry a preference that is heeded only in part. \
-        Final loss {lm_loss:.3} nats a token.\n\
+        embeddings), stored as bf16; trained on {texts} texts, half of which carry a preference that is heeded only in part. \
+        {lm_loss}\n\
         - **PersRM**: stage one of PAD: starts from the base's weights, `w_p` is ones, the preference stands in the prompt \
         (template in `attune.json`), DPO-form loss with beta {beta} against the frozen base, log-softmax over the whole \
         vocabulary, plus {anchor} times the chosen answer's own loss; {pairs} pairs, a tenth of them without a preference. \
@@ -44,7 +44,8 @@ pub fn render(report: &DemoReport) -> String {
         heads = options.model.num_attention_heads,
         kv = options.model.num_key_value_heads,
         texts = options.lm.texts,
-        lm_loss = report.lm_loss,
+        lm_loss =
+            report.lm_loss.map_or_else(String::new, |loss| format!("Final loss {loss:.3} nats a token.")),
         beta = options.dpo.beta,
         anchor = options.dpo.anchor,
         pairs = options.dpo.pairs,
@@ -69,6 +70,11 @@ pub fn render(report: &DemoReport) -> String {
     card.push_str("\n### Two preferences at once, temperature 1\n\nAsked for in training, in the first four rows; never asked for together, in the last four.\n\n");
     let both: Vec<Vec<Trait>> = SEEN_PAIRS.iter().chain(&UNSEEN_PAIRS).map(|pair| pair.to_vec()).collect();
     table(&mut card, measured, &options.strengths, &both, 1.0);
+    let _ =
+        write!(card, "\n## One question, several people\n\n{} (greedy, w = 2)\n\n", report.shown.question);
+    for (preference, answer) in &report.shown.answers {
+        let _ = writeln!(card, "- *{}*: {answer}", preference.as_deref().unwrap_or("unguided"));
+    }
     card.push_str(
         "\n## Limits\n\n\
         The models answer the world's own questions only; any other text gets an answer in the world's phrases. Preferences in \

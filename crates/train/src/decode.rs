@@ -1,6 +1,7 @@
 //! Batched decoding for the measurements: plain or guided, with a cache a row. The services do not use it.
 
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 
 use crate::model::Llama;
 use crate::ops::{dot, exp, rotate};
@@ -30,7 +31,8 @@ impl<'a> Decoder<'a> {
     /// Feeds one token to each of `rows`; logits `[rows, vocabulary]` of what comes next.
     fn feed(&mut self, rows: &[usize], tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
         let config = self.model.config().clone();
-        let (n, head, kv) = (rows.len(), config.head(), config.num_key_value_heads * config.head());
+        let (n, d, head) = (rows.len(), config.hidden_size, config.head());
+        let kv = config.num_key_value_heads * head;
         let norm = |x: &Tensor, weight: &Tensor| crate::ops::rms_norm(x, weight, config.rms_norm_eps);
         let embedding = self.weight("model.embed_tokens")?;
         let ids = Tensor::new(tokens, embedding.device())?;
@@ -43,16 +45,23 @@ impl<'a> Decoder<'a> {
             let (mut q, mut k, v) =
                 (values("self_attn.q_proj")?, values("self_attn.k_proj")?, values("self_attn.v_proj")?);
             let mut mixed = vec![0f32; q.len()];
-            let d = config.hidden_size;
-            for (at, row) in rows.iter().enumerate() {
-                let (keys, vals) = &mut self.cache[layer][*row];
-                let position = keys.len() / kv;
-                let theta = config.rope_theta as f32;
-                rotate(&mut q[at * d..(at + 1) * d], head, theta, position, 1.0);
-                rotate(&mut k[at * kv..(at + 1) * kv], head, theta, position, 1.0);
-                keys.extend_from_slice(&k[at * kv..(at + 1) * kv]);
-                vals.extend_from_slice(&v[at * kv..(at + 1) * kv]);
-                attend(&q[at * d..(at + 1) * d], keys, vals, head, kv, &mut mixed[at * d..(at + 1) * d]);
+            // Each row's cache is taken out and put back, so that rows can go side by side.
+            let mut taken: Vec<_> =
+                rows.iter().map(|row| std::mem::take(&mut self.cache[layer][*row])).collect();
+            let heads = q.par_chunks_mut(d).zip(k.par_chunks_mut(kv)).zip(v.par_chunks(kv));
+            let theta = config.rope_theta as f32;
+            heads.zip(mixed.par_chunks_mut(d)).zip(taken.par_iter_mut()).for_each(
+                |((((q, k), v), mixed), (keys, values))| {
+                    let position = keys.len() / kv;
+                    rotate(q, head, theta, position, 1.0);
+                    rotate(k, head, theta, position, 1.0);
+                    keys.extend_from_slice(k);
+                    values.extend_from_slice(v);
+                    attend(q, keys, values, head, kv, mixed);
+                },
+            );
+            for (row, cache) in rows.iter().zip(taken) {
+                self.cache[layer][*row] = cache;
             }
             let weight = |part: &str| self.weight(&format!("model.layers.{layer}.{part}"));
             let linear = |x: &Tensor, part: &str| x.matmul(&weight(part)?.t()?);

@@ -4,11 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use tokenizers::Tokenizer;
 
 use crate::dpo::{self, DpoOptions, DpoOutcome};
 use crate::lm::{self, LmOptions};
-use crate::measure::{HeldOut, Measurement, Models, measure};
-use crate::model::ModelConfig;
+use crate::measure::{HeldOut, Measurement, Models, Shown, measure, show};
+use crate::model::{Llama, ModelConfig};
 use crate::world::pairs;
 use crate::{card, export, tokenizer};
 
@@ -31,6 +32,10 @@ pub struct DemoOptions {
     pub prompts: usize,
     /// Strengths of the measurement.
     pub strengths: Vec<f64>,
+    /// Longest answer of the measurement, in tokens; the world's longest has about 110.
+    pub max_tokens: usize,
+    /// Takes the base from this folder instead of training one: for trying other ways to train the PersRM.
+    pub base: Option<PathBuf>,
     /// Shows no progress.
     pub quiet: bool,
 }
@@ -53,10 +58,12 @@ impl DemoOptions {
                 rms_norm_eps: 1e-5,
                 rope_theta: 10_000.0,
             },
-            lm: LmOptions { texts: 48_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
-            dpo: DpoOptions { pairs: 8_000, batch: 16, rate: 5e-4, warm_up: 0.1, beta: 0.1, anchor: 0.1 },
+            lm: LmOptions { texts: 32_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
+            dpo: DpoOptions { pairs: 6_400, batch: 16, rate: 5e-4, warm_up: 0.1, beta: 0.1, anchor: 0.1 },
             prompts: 100,
             strengths: vec![1.0, 2.0, 3.0],
+            max_tokens: 160,
+            base: None,
             quiet: false,
         }
     }
@@ -64,7 +71,7 @@ impl DemoOptions {
     /// A pair that is made in seconds and knows nothing, for tests.
     pub fn tiny(out: impl Into<PathBuf>, seed: u64) -> Self {
         let mut options = Self::new(out, seed);
-        options.vocabulary = 400;
+        options.vocabulary = 700;
         options.model.hidden_size = 16;
         options.model.intermediate_size = 24;
         options.model.num_hidden_layers = 2;
@@ -74,6 +81,7 @@ impl DemoOptions {
         options.dpo.batch = 8;
         options.prompts = 4;
         options.strengths = vec![1.0];
+        options.max_tokens = 8;
         options.quiet = true;
         options
     }
@@ -88,16 +96,16 @@ pub struct DemoReport {
     pub vocabulary: usize,
     /// Weights of the base, and of the PersRM.
     pub parameters: usize,
-    /// The base's loss over the last tenth of its training, nats a token.
-    pub lm_loss: f64,
+    /// The base's loss over the last tenth of its training, nats a token; absent when it was not trained here.
+    pub lm_loss: Option<f64>,
     /// How the PersRM's training ended.
     pub dpo: DpoOutcome,
+    /// One question and its greedy answers: unguided, then guided by one preference after another.
+    pub shown: Shown,
     /// The figures of the model card.
     pub measurement: Measurement,
 }
 
-/// Longest answer of the measurement, in tokens: above the world's longest.
-const MAX_TOKENS: usize = 160;
 /// Held-out wordings of each preference.
 const WORDINGS: usize = 6;
 
@@ -109,19 +117,14 @@ const WORDINGS: usize = 6;
 pub fn make(options: &DemoOptions) -> Result<DemoReport> {
     let seed = options.seed;
     fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
-    let corpus: Vec<String> = pairs::samples(4000.min(options.lm.texts), seed)
-        .flat_map(|sample| {
-            [tokenizer::with_preference(&sample.prompt, sample.preference.as_deref()), sample.answer]
-        })
-        .collect();
-    let words = tokenizer::learn(&corpus, options.vocabulary)?;
-    let mut config = options.model.clone();
-    config.vocab_size = words.get_vocab_size(true);
-    let parameters = config.parameters();
-
-    let (base, lm_loss) = lm::train(config, &words, &options.lm, seed, options.quiet)?;
-    // From here on the base is what the files hold, so that reference and base are the same to the bit.
-    let base = base.rounded()?;
+    let (base, words, lm_loss) = match &options.base {
+        Some(folder) => {
+            let (base, words) = export::read_checkpoint(folder)?;
+            (base, words, None)
+        }
+        None => train_base(options)?,
+    };
+    let (vocabulary, parameters) = (base.config().vocab_size, base.config().parameters());
     export::write_checkpoint(&options.out.join("base"), &base, &words)?;
     let (persrm, outcome) = dpo::train(&base, &words, &options.dpo, seed, options.quiet)?;
     let persrm = persrm.rounded()?;
@@ -130,12 +133,35 @@ pub fn make(options: &DemoOptions) -> Result<DemoReport> {
     let held_out = HeldOut::draw(options.prompts, WORDINGS, seed);
     export::write_json(&options.out.join("prompts.json"), &serde_json::to_value(&held_out)?)?;
     let models = Models { base: &base, persrm: &persrm, reference: &base, tokenizer: &words };
-    let max_tokens = MAX_TOKENS.min(options.lm.texts);
-    let measurement = measure(&models, &held_out, &options.strengths, max_tokens, seed)?;
-    let vocabulary = words.get_vocab_size(true);
-    let report =
-        DemoReport { options: options.clone(), vocabulary, parameters, lm_loss, dpo: outcome, measurement };
+    let measurement =
+        measure(&models, &held_out, &options.strengths, options.max_tokens, seed, options.quiet)?;
+    let shown = show(&models, &held_out, options.max_tokens)?;
+    let report = DemoReport {
+        shown,
+        options: options.clone(),
+        vocabulary,
+        parameters,
+        lm_loss,
+        dpo: outcome,
+        measurement,
+    };
     let path = options.out.join("README.md");
     fs::write(&path, card::render(&report)).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(report)
+}
+
+/// Tokenizer and base; the base's weights are what the files will hold, so that reference and base are the
+/// same to the bit.
+fn train_base(options: &DemoOptions) -> Result<(Llama, Tokenizer, Option<f64>)> {
+    let seed = options.seed;
+    let corpus: Vec<String> = pairs::samples(4000.min(options.lm.texts), seed)
+        .flat_map(|sample| {
+            [tokenizer::with_preference(&sample.prompt, sample.preference.as_deref()), sample.answer]
+        })
+        .collect();
+    let words = tokenizer::learn(&corpus, options.vocabulary)?;
+    let mut config = options.model.clone();
+    config.vocab_size = words.get_vocab_size(true);
+    let (base, loss) = lm::train(config, &words, &options.lm, seed, options.quiet)?;
+    Ok((base.rounded()?, words, Some(loss)))
 }

@@ -56,8 +56,26 @@ pub fn write_weights(folder: &Path, model: &Llama) -> Result<()> {
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let path = folder.join("model.safetensors");
-    safetensors::serialize_to_file(tensors, Some(metadata), &path)
+    fs::write(&path, safetensors::serialize(tensors, Some(metadata))?)
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Reads a checkpoint that [`write_checkpoint`] wrote.
+///
+/// # Errors
+/// A missing file, named; tensors that do not match the configuration.
+pub fn read_checkpoint(folder: &Path) -> Result<(Llama, Tokenizer)> {
+    let path = folder.join("config.json");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let config: ModelConfig =
+        serde_json::from_str(&text).with_context(|| format!("{} is no Llama's", path.display()))?;
+    let path = folder.join("model.safetensors");
+    let tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let path = folder.join("tokenizer.json");
+    let tokenizer =
+        Tokenizer::from_file(&path).map_err(|error| anyhow!("cannot read {}: {error}", path.display()))?;
+    Ok((Llama::from_tensors(config, &tensors.into_iter().collect())?, tokenizer))
 }
 
 /// Writes a whole checkpoint: weights, tokenizer and generation settings.

@@ -6,6 +6,7 @@ use tokenizers::Tokenizer;
 
 use crate::decode::{DecodeOptions, Guide, generate};
 use crate::model::Llama;
+use crate::progress::Progress;
 use crate::tokenizer::{decode, encode_prompt};
 use crate::world::dice::Dice;
 use crate::world::preference::{self, Split, UNSEEN_PAIRS};
@@ -157,6 +158,7 @@ pub fn measure(
     strengths: &[f64],
     max_tokens: usize,
     seed: u64,
+    quiet: bool,
 ) -> Result<Measurement> {
     let questions: Vec<(Prompt, &str)> = held_out
         .prompts
@@ -164,6 +166,8 @@ pub fn measure(
         .filter_map(|one| Prompt::parse(&one.prompt).map(|prompt| (prompt, one.prompt.as_str())))
         .collect();
     let mut result = Measurement { rows: Vec::new(), prompts: questions.len() };
+    let progress = Progress::new("measure", 4 * (2 + strengths.len()), quiet);
+    let mut done = 0;
     let mut dice = Dice::new(seed, 41);
     // One (asked, preference's words a question) for each thing to ask.
     let mut asks: Vec<(Vec<Trait>, Vec<String>)> = Trait::ALL
@@ -181,53 +185,37 @@ pub fn measure(
             (0..questions.len()).map(|_| preference::phrase(traits, Split::Train, &mut dice)).collect();
         asks.push((pair.to_vec(), words));
     }
-    for temperature in [0.0, 1.0] {
-        let options = DecodeOptions { temperature, candidates: 10, max_tokens, seed };
-        let plain: Vec<Vec<u32>> = questions
-            .iter()
-            .map(|(_, text)| encode_prompt(models.tokenizer, text, None))
-            .collect::<Result<_>>()?;
-        let answers = generate(models.base, &plain, None, options)?;
-        for (asked, _) in &asks {
-            result.rows.push(row(
-                models.tokenizer,
-                &questions,
-                &answers,
-                asked,
-                Method::Unguided,
-                0.0,
-                temperature,
-            )?);
+    let plain: Vec<Vec<u32>> = questions
+        .iter()
+        .map(|(_, text)| encode_prompt(models.tokenizer, text, None))
+        .collect::<Result<_>>()?;
+    // A batch is many things to ask at once: all the questions for each of them.
+    for asks in asks.chunks(Trait::ALL.len()) {
+        let mut with = Vec::new();
+        for (_, words) in asks {
+            for ((_, text), words) in questions.iter().zip(words) {
+                with.push(encode_prompt(models.tokenizer, text, Some(words))?);
+            }
         }
-        for (asked, words) in &asks {
-            let with: Vec<Vec<u32>> = questions
-                .iter()
-                .zip(words)
-                .map(|((_, text), words)| encode_prompt(models.tokenizer, text, Some(words)))
-                .collect::<Result<_>>()?;
-            let answers = generate(models.base, &with, None, options)?;
-            result.rows.push(row(
-                models.tokenizer,
-                &questions,
-                &answers,
-                asked,
-                Method::Prompted,
-                0.0,
-                temperature,
-            )?);
-            for &strength in strengths {
+        let without: Vec<Vec<u32>> = asks.iter().flat_map(|_| plain.iter().cloned()).collect();
+        for temperature in [0.0, 1.0] {
+            let options = DecodeOptions { temperature, candidates: 10, max_tokens, seed };
+            let mut cells = vec![(Method::Unguided, 0.0), (Method::Prompted, 0.0)];
+            cells.extend(strengths.iter().map(|strength| (Method::Guided, *strength)));
+            for (method, strength) in cells {
                 let guide =
                     Guide { persrm: models.persrm, reference: models.reference, prompts: &with, strength };
-                let answers = generate(models.base, &plain, Some(&guide), options)?;
-                result.rows.push(row(
-                    models.tokenizer,
-                    &questions,
-                    &answers,
-                    asked,
-                    Method::Guided,
-                    strength,
-                    temperature,
-                )?);
+                let answers = match method {
+                    Method::Unguided => generate(models.base, &without, None, options)?,
+                    Method::Prompted => generate(models.base, &with, None, options)?,
+                    Method::Guided => generate(models.base, &without, Some(&guide), options)?,
+                };
+                for ((asked, _), answers) in asks.iter().zip(answers.chunks(questions.len().max(1))) {
+                    let cell = (method, strength, temperature);
+                    result.rows.push(row(models.tokenizer, &questions, answers, asked, cell)?);
+                }
+                done += 1;
+                progress.step(done - 1, "");
             }
         }
     }
@@ -239,9 +227,7 @@ fn row(
     questions: &[(Prompt, &str)],
     answers: &[Vec<u32>],
     asked: &[Trait],
-    method: Method,
-    strength: f64,
-    temperature: f64,
+    (method, strength, temperature): (Method, f64, f64),
 ) -> Result<Row> {
     let traits: Traits = asked.iter().copied().collect();
     let (mut satisfied, mut well_formed) = (0usize, 0usize);
@@ -259,4 +245,52 @@ fn row(
         satisfied: share(satisfied),
         well_formed: share(well_formed),
     })
+}
+
+/// A question and its answers, for people to read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// The question.
+    pub question: String,
+    /// `(preference, answer)`; without a preference, the unguided answer.
+    pub answers: Vec<(Option<String>, String)>,
+}
+
+/// Preferences to show: each trait in plain words, and one combination.
+const SHOWN: [&str; 9] = [
+    "brief, please",
+    "detailed, please",
+    "formal, please",
+    "casual, please",
+    "in everyday words",
+    "with expert terms",
+    "with a joke",
+    "with a warning",
+    "brief and a little funny, please",
+];
+
+/// Answers the first question greedily, unguided and guided at strength 2.
+///
+/// # Errors
+/// What the libraries report.
+pub fn show(models: &Models<'_>, held_out: &HeldOut, max_tokens: usize) -> Result<Shown> {
+    let Some(question) = held_out.prompts.first().map(|one| one.prompt.clone()) else {
+        return Ok(Shown::default());
+    };
+    let options = DecodeOptions { temperature: 0.0, candidates: 10, max_tokens, seed: 0 };
+    let plain = encode_prompt(models.tokenizer, &question, None)?;
+    let mut answers = Vec::new();
+    for ids in generate(models.base, std::slice::from_ref(&plain), None, options)? {
+        answers.push((None, decode(models.tokenizer, &ids)?));
+    }
+    let with: Vec<Vec<u32>> = SHOWN
+        .iter()
+        .map(|words| encode_prompt(models.tokenizer, &question, Some(words)))
+        .collect::<Result<_>>()?;
+    let guide = Guide { persrm: models.persrm, reference: models.reference, prompts: &with, strength: 2.0 };
+    let guided = generate(models.base, &vec![plain; SHOWN.len()], Some(&guide), options)?;
+    for (words, ids) in SHOWN.iter().zip(guided) {
+        answers.push((Some((*words).to_owned()), decode(models.tokenizer, &ids)?));
+    }
+    Ok(Shown { question, answers })
 }

@@ -45,12 +45,62 @@ impl Dims {
     }
 
     /// Attention weights of position `i`, into `row[..=i]`.
+    #[inline(always)]
     fn weights(self, row: &mut Vec<f32>, query: &[f32], k: &[f32], at: usize, i: usize) {
         row.clear();
         let keys = k.chunks_exact(self.kv_width).take(i + 1);
         row.extend(keys.map(|key| dot(query, &key[at..at + self.head]) * self.scale));
         softmax(row);
     }
+
+    /// One sequence's output.
+    #[inline(always)]
+    fn forward(self, out: &mut [f32], q: &[f32], k: &[f32], v: &[f32]) {
+        let mut row = Vec::new();
+        for (at_q, at_k) in self.heads() {
+            for i in 0..q.len() / self.q_width {
+                let start = i * self.q_width + at_q;
+                self.weights(&mut row, &q[start..start + self.head], k, at_k, i);
+                let out = &mut out[start..start + self.head];
+                for (weight, value) in row.iter().zip(v.chunks_exact(self.kv_width)) {
+                    add_scaled(out, *weight, &value[at_k..at_k + self.head]);
+                }
+            }
+        }
+    }
+
+    /// One sequence's gradients, given that of its output.
+    #[inline(always)]
+    fn backward(self, to: Slopes<'_>, q: &[f32], k: &[f32], v: &[f32], grad: &[f32]) {
+        let Slopes { dq, dk, dv } = to;
+        let (mut row, mut slopes) = (Vec::new(), Vec::new());
+        for (at_q, at_k) in self.heads() {
+            for i in 0..q.len() / self.q_width {
+                let start = i * self.q_width + at_q;
+                let (query, grad) = (&q[start..start + self.head], &grad[start..start + self.head]);
+                let dq = &mut dq[start..start + self.head];
+                self.weights(&mut row, query, k, at_k, i);
+                slopes.clear();
+                let values = v.chunks_exact(self.kv_width).take(i + 1);
+                slopes.extend(values.map(|value| dot(grad, &value[at_k..at_k + self.head])));
+                let mean = dot(&row, &slopes);
+                for (j, (weight, slope)) in row.iter().zip(&slopes).enumerate() {
+                    let there = j * self.kv_width + at_k..j * self.kv_width + at_k + self.head;
+                    add_scaled(&mut dv[there.clone()], *weight, grad);
+                    let slope = weight * (slope - mean) * self.scale;
+                    add_scaled(dq, slope, &k[there.clone()]);
+                    add_scaled(&mut dk[there], slope, query);
+                }
+            }
+        }
+    }
+}
+
+/// Where the gradients of one sequence go.
+struct Slopes<'a> {
+    dq: &'a mut [f32],
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
 }
 
 impl CustomOp3 for Attention {
@@ -77,19 +127,7 @@ impl CustomOp3 for Attention {
             .zip(q.par_chunks(q_size))
             .zip(k.par_chunks(kv_size))
             .zip(v.par_chunks(kv_size));
-        sequences.for_each(|(((out, q), k), v)| {
-            let mut row = Vec::with_capacity(time);
-            for (at_q, at_k) in dims.heads() {
-                for i in 0..time {
-                    let start = i * dims.q_width + at_q;
-                    dims.weights(&mut row, &q[start..start + dims.head], k, at_k, i);
-                    let out = &mut out[start..start + dims.head];
-                    for (weight, value) in row.iter().zip(v.chunks_exact(dims.kv_width)) {
-                        add_scaled(out, *weight, &value[at_k..at_k + dims.head]);
-                    }
-                }
-            }
-        });
+        sequences.for_each(|(((out, q), k), v)| dims.forward(out, q, k, v));
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 
@@ -113,29 +151,7 @@ impl CustomOp3 for Attention {
         let wanted =
             dq.par_chunks_mut(q_size).zip(dk.par_chunks_mut(kv_size)).zip(dv.par_chunks_mut(kv_size));
         given.zip(wanted).for_each(|((((q, k), v), grad), ((dq, dk), dv))| {
-            let mut row = Vec::with_capacity(time);
-            let mut slopes = Vec::with_capacity(time);
-            for (at_q, at_k) in dims.heads() {
-                for i in 0..time {
-                    let here = i * dims.q_width + at_q..i * dims.q_width + at_q + dims.head;
-                    let (query, grad) = (&q[here.clone()], &grad[here.clone()]);
-                    dims.weights(&mut row, query, k, at_k, i);
-                    slopes.clear();
-                    slopes.extend(
-                        v.chunks_exact(dims.kv_width)
-                            .take(i + 1)
-                            .map(|v| dot(grad, &v[at_k..at_k + dims.head])),
-                    );
-                    let mean = dot(&row, &slopes);
-                    for j in 0..=i {
-                        let there = j * dims.kv_width + at_k..j * dims.kv_width + at_k + dims.head;
-                        add_scaled(&mut dv[there.clone()], row[j], grad);
-                        let slope = row[j] * (slopes[j] - mean) * dims.scale;
-                        add_scaled(&mut dq[here.clone()], slope, &k[there.clone()]);
-                        add_scaled(&mut dk[there], slope, query);
-                    }
-                }
-            }
+            dims.backward(Slopes { dq, dk, dv }, q, k, v, grad);
         });
         let device = q.device();
         Ok((

@@ -1,7 +1,7 @@
 //! Scalar pieces written so that the compiler turns loops over them into vector code.
 
 /// `sum_i a[i] * b[i]` in a fixed order: eight running sums, then their sum.
-#[inline]
+#[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0f32; 8];
     let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -16,7 +16,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// `out += scale * x`.
-#[inline]
+#[inline(always)]
 pub(super) fn add_scaled(out: &mut [f32], scale: f32, x: &[f32]) {
     for (out, x) in out.iter_mut().zip(x) {
         *out += scale * x;
@@ -25,7 +25,7 @@ pub(super) fn add_scaled(out: &mut [f32], scale: f32, x: &[f32]) {
 
 /// `e^x` to about 1e-7 of its value, for `x` in `[-87, 88]` (clamped): Cody-Waite reduction and a
 /// polynomial. The library's function does not vectorise, and softmax over a vocabulary is half of its calls.
-#[inline]
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits.
     let x = x.clamp(-87.0, 88.0);
@@ -41,6 +41,7 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// Replaces `row` by its softmax and returns the log of the sum of exponentials.
+#[inline(always)]
 pub(super) fn softmax(row: &mut [f32]) -> f32 {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     for x in row.iter_mut() {

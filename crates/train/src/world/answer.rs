@@ -1,7 +1,7 @@
 //! Answers: which traits an answer has by nature, and the text that has them.
 
 use super::dice::Dice;
-use super::phrases::{self, Beginning, CLOSERS, OPENERS, Place, Register, VERDICTS, Wording};
+use super::phrases::{self, Beginning, CLOSERS, OPENERS, PICKS, Place, Register, VERDICTS, Wording};
 use super::prompt::{Intent, Prompt};
 use super::traits::{Axis, Trait, Traits};
 
@@ -103,9 +103,9 @@ fn core(
             if stage == forced_tone || stream(0).chance(0.65) { register } else { Register::Neutral };
         let body = if prompt.intent == Intent::Choice && stage == 0 {
             let of_manner: Vec<_> = VERDICTS.iter().filter(|(_, _, register)| *register == manner).collect();
-            let tool = prompt.topic.domain().tools[prompt.tools[stream(1).below(2)] % 4];
+            let pick = stream(1).pick(&PICKS);
             let (before, after, _) = of_manner[stream(2).below(of_manner.len())];
-            format!("{before}{tool}{after}")
+            format!("{before}{pick}{after}")
         } else {
             let clauses = phrases::clauses(prompt, stage, name);
             format!(

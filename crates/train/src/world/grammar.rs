@@ -1,6 +1,6 @@
 //! The grammar check: which sentences an answer is made of, and what is wrong with it.
 
-use super::phrases::{self, CLOSERS, OPENERS, Place, Register, STAGES, VERDICTS, Wording};
+use super::phrases::{self, CLOSERS, OPENERS, PICKS, Place, Register, STAGES, VERDICTS, Wording};
 use super::prompt::{Intent, Prompt};
 
 /// What a sentence is for.
@@ -14,8 +14,6 @@ pub enum Kind {
         stage: usize,
         /// Where its beginning may stand.
         place: Place,
-        /// The person of a story.
-        name: Option<&'static str>,
     },
     /// A warning.
     Caution,
@@ -53,15 +51,13 @@ pub enum Fault {
     MixedRegister,
     /// Everyday remarks and expert terms in one answer.
     MixedWording,
-    /// A story whose person changes.
-    OtherPerson,
 }
 
 /// How well formed an answer is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Form {
     /// Share of the checks that passed, in `[0, 1]`; 1 exactly when there is no fault. Each sentence is
-    /// one check, and six more are about the answer as a whole.
+    /// one check, and five more are about the answer as a whole.
     pub score: f64,
     /// All that is wrong.
     pub faults: Vec<Fault>,
@@ -103,14 +99,14 @@ pub fn parse_sentence(prompt: &Prompt, sentence: &str) -> Option<Sentence> {
     };
     if prompt.intent == Intent::Choice {
         for (before, after, register) in VERDICTS {
-            for tool in prompt.tools.map(|tool| prompt.topic.domain().tools[tool % 4]) {
+            for pick in PICKS {
                 let rest = body
                     .strip_prefix(before)
-                    .and_then(|rest| rest.strip_prefix(tool))
+                    .and_then(|rest| rest.strip_prefix(pick))
                     .and_then(|rest| rest.strip_prefix(after));
                 if let Some(wording) = rest.and_then(&remark) {
                     return Some(Sentence {
-                        kind: Kind::Core { stage: 0, place: Place::Any, name: None },
+                        kind: Kind::Core { stage: 0, place: Place::Any },
                         register,
                         wording,
                     });
@@ -120,14 +116,12 @@ pub fn parse_sentence(prompt: &Prompt, sentence: &str) -> Option<Sentence> {
     }
     for beginning in phrases::beginnings(prompt.intent) {
         let Some(rest) = body.strip_prefix(beginning.text) else { continue };
-        let name = match prompt.intent {
-            Intent::Story => Some(*phrases::names().iter().find(|name| rest.starts_with(**name))?),
-            _ => None,
-        };
+        // Only the first sentence of a story has the name of its person.
+        let name = phrases::names().iter().find(|name| rest.starts_with(**name)).copied().unwrap_or("\0");
         for stage in 0..STAGES {
-            for clause in phrases::clauses(prompt, stage, name.unwrap_or_default()) {
+            for clause in phrases::clauses(prompt, stage, name) {
                 if let Some(wording) = rest.strip_prefix(clause.as_str()).and_then(&remark) {
-                    let kind = Kind::Core { stage, place: beginning.place, name };
+                    let kind = Kind::Core { stage, place: beginning.place };
                     return Some(Sentence { kind, register: beginning.register, wording });
                 }
             }
@@ -149,7 +143,7 @@ pub fn check(prompt: &Prompt, answer: &str) -> (Form, Vec<Sentence>) {
         }
     }
     faults.extend(whole(&sentences));
-    let checks = pieces.len() + 6;
+    let checks = pieces.len() + 5;
     let score = checks.saturating_sub(faults.len()) as f64 / checks as f64;
     (Form { score, faults }, sentences)
 }
@@ -160,7 +154,7 @@ fn whole(sentences: &[Sentence]) -> Vec<Fault> {
     let core: Vec<_> = sentences
         .iter()
         .filter_map(|sentence| match sentence.kind {
-            Kind::Core { stage, place, name } => Some((stage, place, name)),
+            Kind::Core { stage, place } => Some((stage, place)),
             _ => None,
         })
         .collect();
@@ -172,7 +166,7 @@ fn whole(sentences: &[Sentence]) -> Vec<Fault> {
         Place::First => index == 0,
         Place::Later => index > 0,
     };
-    if core.iter().enumerate().any(|(index, (stage, place, _))| *stage != index || !placed(index, *place)) {
+    if core.iter().enumerate().any(|(index, (stage, place))| *stage != index || !placed(index, *place)) {
         faults.push(Fault::Sequence);
     }
     // Opener, substance, extras, closer: the ranks may never fall, and only the substance and the two
@@ -199,9 +193,6 @@ fn whole(sentences: &[Sentence]) -> Vec<Fault> {
     }
     if any(&|one| one.wording == Wording::Plain) && any(&|one| one.wording == Wording::Expert) {
         faults.push(Fault::MixedWording);
-    }
-    if core.windows(2).any(|pair| pair[0].2 != pair[1].2) {
-        faults.push(Fault::OtherPerson);
     }
     faults
 }

@@ -33,10 +33,10 @@ pub struct Pair {
 }
 
 /// Share of the base's training texts that carry a preference.
-const ASKED: f64 = 0.4;
+const ASKED: f64 = 0.5;
 /// How often such a text heeds each asked trait (beyond the times it happens to have it anyway):
 /// the base learns to follow preferences in part.
-const HEEDED: f64 = 0.4;
+const HEEDED: f64 = 0.5;
 
 /// `count` texts for the base model, about training topics only.
 pub fn samples(count: usize, seed: u64) -> impl Iterator<Item = Sample> {

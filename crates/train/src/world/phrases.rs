@@ -85,15 +85,20 @@ const STORY: [Beginning; 8] = [
     begin("Then ", Register::Neutral, Place::Later),
 ];
 
-/// Verdicts on a tool: what stands before it and after it.
+/// Verdicts on the two tools: what stands before [`PICKS`] and after it. The verdict points at the question's
+/// first or second tool instead of naming it: naming takes copying over a distance, which models as small as the
+/// demo's learn late.
 pub const VERDICTS: [(&str, &str, Register); 6] = [
-    ("One should choose the ", "", Register::Formal),
-    ("I would recommend the ", "", Register::Formal),
-    ("Just grab the ", "", Register::Casual),
-    ("I'd go for the ", "", Register::Casual),
-    ("The ", " is the better pick", Register::Neutral),
-    ("You can take the ", "", Register::Neutral),
+    ("One should choose the ", " one", Register::Formal),
+    ("I would recommend the ", " one", Register::Formal),
+    ("Just grab the ", " one", Register::Casual),
+    ("I'd go for the ", " one", Register::Casual),
+    ("The ", " one is the better pick", Register::Neutral),
+    ("You can take the ", " one", Register::Neutral),
 ];
+
+/// The two tools of a choice.
+pub const PICKS: [&str; 2] = ["first", "second"];
 
 /// First sentences that only set the tone.
 pub const OPENERS: [(&str, Register); 4] = [
@@ -131,7 +136,7 @@ pub fn beginnings(intent: Intent) -> &'static [Beginning] {
 pub const STAGES: usize = 4;
 
 /// What the sentence of substance number `stage` may say, after its beginning and before its remark.
-/// `name` is the person of a story. Empty for the verdict of a choice, which has [`VERDICTS`].
+/// `name` is the person of a story; later sentences say "they". Empty for the verdict of a choice, which has [`VERDICTS`].
 pub fn clauses(prompt: &Prompt, stage: usize, name: &str) -> Vec<String> {
     let domain = prompt.topic.domain();
     let (verb, o) = (prompt.topic.verb(), prompt.topic.object());
@@ -164,11 +169,11 @@ pub fn clauses(prompt: &Prompt, stage: usize, name: &str) -> Vec<String> {
         (Intent::Story, 0) => {
             vec![format!("{name} wanted to {verb} the {o}"), format!("{name} hoped to {verb} the {o}")]
         }
-        (Intent::Story, 1) => each(&domain.tools, &|t| format!("{name} borrowed the {t}")),
-        (Intent::Story, 2) => each(&care(true), &|c| format!("{name} {c} the {o}")),
+        (Intent::Story, 1) => each(&domain.tools, &|t| format!("they borrowed the {t}")),
+        (Intent::Story, 2) => each(&care(true), &|c| format!("they {c} the {o}")),
         (Intent::Story, 3) => both(
-            vec![format!("{name} showed the {o} to a friend")],
-            each(&domain.places, &|p| format!("{name} took a rest near the {p}")),
+            vec![format!("they showed the {o} to a friend")],
+            each(&domain.places, &|p| format!("they took a rest near the {p}")),
         ),
         _ => Vec::new(),
     }
