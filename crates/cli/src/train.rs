@@ -48,12 +48,11 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     let report = demo::make(&options)?;
     writeln!(
         std::io::stdout(),
-        "wrote {}: {} weights a model, {} token ids, base loss {:.3} nats a token, PersRM orders {:.1} % of pairs rightly\n\
+        "wrote {}: {} weights a model, {} token ids, PersRM orders {:.1} % of pairs rightly\n\
          its README.md has the measured figures",
         args.out.display(),
         report.parameters,
         report.vocabulary,
-        report.lm_loss,
         100.0 * report.dpo.accuracy,
     )?;
     Ok(())

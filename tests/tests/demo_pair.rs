@@ -1,0 +1,102 @@
+//! The embedded pair, as it ships, through the real services: does guidance pull where it is asked to?
+//!
+//! The judge is the demo world's own: a program that decides exactly which traits an answer has.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that fails should say where
+
+use std::{path::PathBuf, process::Command};
+
+use attune_proto::{
+    generator::v1::{GenerateRequest, GuidanceTerm},
+    reward::v1::Guidance,
+};
+use attune_tests::{Generated, Pair, Process, binary, say, workspace_root};
+use attune_train::{
+    measure::HeldOut,
+    world::{Prompt, Trait, judge},
+};
+use tokio::task::JoinSet;
+
+const STRENGTH: f32 = 2.0;
+
+fn models() -> PathBuf {
+    workspace_root().join("models/demo")
+}
+
+fn ask(question: &str, preference: Option<&str>) -> GenerateRequest {
+    let term = |text: &str| GuidanceTerm {
+        guidance: Some(Guidance { text: Some(text.to_owned()), ..Guidance::default() }),
+        strength: Some(STRENGTH),
+        clip: None,
+    };
+    GenerateRequest { guidances: preference.map(term).into_iter().collect(), ..say(question, 160) }
+}
+
+/// The shares of answers that have `wanted`, and that are well-formed.
+async fn shares(pair: &Pair, held_out: &HeldOut, wanted: Trait, guided: bool) -> (f64, f64) {
+    let client = pair.client().await.unwrap();
+    let mut running = JoinSet::new();
+    for (i, question) in held_out.prompts.iter().enumerate() {
+        let preference = held_out.preference(wanted, i).filter(|_| guided);
+        let request = ask(&question.prompt, preference);
+        let (mut client, question) = (client.clone(), question.prompt.clone());
+        running.spawn(async move { (question, Generated::of(&mut client, request).await.unwrap().text) });
+    }
+    let (mut satisfied, mut well_formed, mut all) = (0.0, 0.0, 0.0);
+    while let Some(answered) = running.join_next().await {
+        let (question, answer) = answered.unwrap();
+        let judgement = judge(&Prompt::parse(&question).unwrap(), answer.trim());
+        satisfied += f64::from(u8::from(judgement.traits.has(wanted)));
+        well_formed += f64::from(u8::from(judgement.form.is_well_formed()));
+        all += 1.0;
+    }
+    (satisfied / all, well_formed / all)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guidance_pulls_in_the_asked_direction() {
+    let held_out = std::fs::read_to_string(models().join("prompts.json")).unwrap();
+    let held_out: HeldOut = serde_json::from_str(&held_out).unwrap();
+    assert!(held_out.prompts.len() >= 100);
+    let pair = Pair::start(&models().join("base"), &models().join("persrm")).await.unwrap();
+    let mut pulled = 0;
+    for wanted in Trait::ALL {
+        let (before, form_before) = shares(&pair, &held_out, wanted, false).await;
+        let (after, form_after) = shares(&pair, &held_out, wanted, true).await;
+        println!(
+            "{:<10} {:>4.0} % -> {:>4.0} %   well-formed {:>4.0} % -> {:>4.0} %",
+            wanted.name(),
+            100.0 * before,
+            100.0 * after,
+            100.0 * form_before,
+            100.0 * form_after
+        );
+        assert!(form_before >= 0.9, "{}: the base is well-formed in {form_before}", wanted.name());
+        assert!(
+            form_after >= form_before - 0.05,
+            "{}: guided answers are well-formed in {form_after}",
+            wanted.name()
+        );
+        pulled += u32::from(after >= before + 0.2);
+    }
+    assert!(pulled >= 3, "only {pulled} traits were pulled by 20 points");
+    pair.stop().await.unwrap();
+}
+
+#[test]
+fn the_comparison_of_the_demo_shows_every_column() {
+    let path = |name: &str| models().join(name).to_string_lossy().into_owned();
+    let worker = Process::start("attune-reward", ["--model", &path("persrm"), "--threads", "1"]).unwrap();
+    let args = ["--model", &path("base"), "--threads", "1", "--reward", &worker.endpoint];
+    let generator = Process::start("attune-generator", args).unwrap();
+    let output = Command::new(binary("attune").unwrap())
+        .args(["generate", "--endpoint", &generator.endpoint, "--compare", "--strength", "2"])
+        .args(["--prefer", "please keep it brief", "--prefer", "be formal", "How do I bake bread?"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let shown = String::from_utf8(output.stdout).unwrap();
+    for column in ["unguided", "please keep it brief", "be formal", "changed"] {
+        assert!(shown.contains(column), "{shown}");
+    }
+    assert!(!shown.contains('\u{1b}'), "no colour where nobody looks");
+}
