@@ -7,11 +7,11 @@ source scripts/pair.sh
 start_pair "$bin" 127.0.0.1:0
 echo "generator on $generator, reward worker on $reward: they talk once per token"
 echo
-while IFS=$'\t' read -r prompt; do
-    [ -n "$prompt" ] || continue
-    "$bin/attune" generate --endpoint "http://$generator" --compare --max-tokens 120 --seed 1 --strength 2 \
-        --prefer "please keep it brief" --prefer "be formal" --prefer "be a little funny" "$prompt"
+for prompt in "How do I bake the bread?" "Why should I grow the lemon tree?"; do
+    echo "$prompt"
     echo
-done <<'PROMPTS'
-How do I bake bread?
-PROMPTS
+    "$bin/attune" generate --endpoint "http://$generator" --compare --max-tokens 160 --seed 1 --strength 1 \
+        --prefer "in one short sentence, please" --prefer "with a funny joke" \
+        --prefer "with scientific terms and in a polite tone" "$prompt" </dev/null
+    echo
+done

@@ -13,20 +13,22 @@ trap stop_pair EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# start NAME COMMAND...: runs a service and sets $address to where it listens.
+# start NAME COMMAND...: runs a service and sets $address to where it listens, once it does.
 start() {
-    local name=$1
+    local name=$1 line
     shift
-    "$@" >"$logs/$name.out" 2>"$logs/$name.err" &
-    local pid=$!
-    pids+=("$pid")
-    # The service says where it listens as soon as it does; a loop on its output is the signal.
-    address=$(timeout 60 tail -n +1 -f --pid="$pid" "$logs/$name.out" | sed -n 's/^listening on //p;T;q')
-    if [ -z "$address" ]; then
-        echo "$name did not start:" >&2
-        cat "$logs/$name.err" >&2
-        exit 1
-    fi
+    exec {out}< <(exec "$@" 2>"$logs/$name.err")
+    pids+=("$!")
+    address=
+    while IFS= read -r -t 60 line <&"$out"; do
+        if [[ $line == "listening on "* ]]; then
+            address=${line#listening on }
+            return
+        fi
+    done
+    echo "$name did not start:" >&2
+    cat "$logs/$name.err" >&2
+    exit 1
 }
 
 start_pair() {

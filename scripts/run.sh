@@ -9,7 +9,7 @@ cat <<TEXT
 generator      http://$generator
 reward worker  http://$reward
 
-try:  $bin/attune generate --endpoint http://$generator --prefer "please keep it brief" "How do I bake bread?"
+try:  $bin/attune generate --endpoint http://$generator --prefer "with a funny joke" "How do I bake the bread?"
       $bin/attune describe --endpoint http://$generator
 stop: ctrl-c
 TEXT

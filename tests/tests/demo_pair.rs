@@ -16,7 +16,7 @@ use attune_train::{
 };
 use tokio::task::JoinSet;
 
-const STRENGTH: f32 = 2.0;
+const STRENGTH: f32 = 1.0;
 
 fn models() -> PathBuf {
     workspace_root().join("models/demo")
@@ -58,7 +58,6 @@ async fn guidance_pulls_in_the_asked_direction() {
     let held_out: HeldOut = serde_json::from_str(&held_out).unwrap();
     assert!(held_out.prompts.len() >= 100);
     let pair = Pair::start(&models().join("base"), &models().join("persrm")).await.unwrap();
-    let mut pulled = 0;
     for wanted in Trait::ALL {
         let (before, form_before) = shares(&pair, &held_out, wanted, false).await;
         let (after, form_after) = shares(&pair, &held_out, wanted, true).await;
@@ -76,9 +75,8 @@ async fn guidance_pulls_in_the_asked_direction() {
             "{}: guided answers are well-formed in {form_after}",
             wanted.name()
         );
-        pulled += u32::from(after >= before + 0.2);
+        assert!(after >= before + 0.2, "{}: {before} without guidance, {after} with it", wanted.name());
     }
-    assert!(pulled >= 3, "only {pulled} traits were pulled by 20 points");
     pair.stop().await.unwrap();
 }
 
