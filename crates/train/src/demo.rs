@@ -59,7 +59,7 @@ impl DemoOptions {
                 rope_theta: 10_000.0,
             },
             lm: LmOptions { texts: 32_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
-            dpo: DpoOptions { pairs: 6_400, batch: 16, rate: 5e-4, warm_up: 0.1, beta: 0.3, anchor: 2.0 },
+            dpo: DpoOptions { pairs: 9_600, batch: 16, rate: 7e-4, warm_up: 0.1, beta: 0.3, anchor: 8.0 },
             prompts: 100,
             strengths: vec![1.0, 2.0, 3.0],
             max_tokens: 160,
