@@ -24,8 +24,8 @@ pub fn render(report: &DemoReport) -> String {
         - **World**: {topics} topics in ten domains of everyday life, four intents (how, why, which of two, a story). \
         An answer has an optional opener, one to four sentences of substance in a fixed sequence, at most one joke and one \
         warning, and an optional closer. A program judges exactly which of eight traits on five independent axes it \
-        has, and a grammar check says whether it is well formed: every sentence known and on topic, in order, register, \
-        and vocabulary kept.\n\
+        has, and a grammar check says whether it is well formed: every sentence known and on topic, in order, with one register \
+        and one vocabulary.\n\
         - **Held out** of all training: one topic in six, some wordings of every preference, four combinations of preferences.\n\
         - **Tokenizer**: byte-level BPE, {vocabulary} ids.\n\
         - **Base**: Llama architecture, {parameters} weights ({layers} layers, d = {width}, {heads} heads, {kv} key-value heads, tied \
