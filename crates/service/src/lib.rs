@@ -9,6 +9,7 @@ pub mod args;
 pub mod config;
 mod keys;
 pub mod listener;
+pub mod profiles;
 pub mod sections;
 pub mod server;
 pub mod shutdown;

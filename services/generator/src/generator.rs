@@ -19,6 +19,7 @@ use attune_proto::{
 use attune_service::{
     admin::Admin,
     listener::{self, Bound},
+    profiles::Profiles,
     server::{Drain, Server},
 };
 use tokio::{
@@ -32,7 +33,6 @@ use crate::{
     api::Api,
     config::{Dtype, GeneratorConfig},
     engine::{Command, Engine, Patience},
-    profile::Profiles,
     scheduler::{self, Scheduler},
     validate::Limits,
     worker::{Fit, Known, Problem, keep_connected},

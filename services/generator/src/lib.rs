@@ -13,7 +13,6 @@ mod generator;
 mod guides;
 mod output;
 mod pool;
-mod profile;
 mod scheduler;
 mod sequence;
 mod validate;

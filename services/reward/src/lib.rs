@@ -9,7 +9,6 @@ mod config;
 mod engine;
 mod failure;
 mod model;
-mod profile;
 mod prompts;
 mod resolve;
 mod scheduler;

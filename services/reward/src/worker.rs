@@ -19,6 +19,7 @@ use attune_proto::{
 use attune_service::{
     admin::Admin,
     listener::{self, Bound},
+    profiles::Profiles,
     server::{Drain, Server},
 };
 use tokio::sync::mpsc;
@@ -29,7 +30,6 @@ use crate::{
     config::{Dtype, RewardConfig},
     engine::{COMMANDS, Command, Engine},
     model::Model,
-    profile::Profiles,
     prompts,
     resolve::Resolver,
     scheduler::Scheduler,

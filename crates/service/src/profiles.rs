@@ -1,15 +1,18 @@
-//! `ProfileService`, which this version does not implement.
+//! `ProfileService`, which this version does not implement: the same answer on both services.
 
 use attune_proto::profile::v1::{
     DeleteRequest, DeleteResponse, FitRequest, FitResponse, GetRequest, GetResponse, ListRequest,
     ListResponse, PutRequest, PutResponse, profile_service_server::ProfileService,
 };
-use attune_service::status::unimplemented;
+
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
+use crate::status::unimplemented;
+
 /// Answers UNIMPLEMENTED, so that clients learn it from the service itself.
-pub(crate) struct Profiles;
+#[derive(Debug, Clone, Copy)]
+pub struct Profiles;
 
 #[tonic::async_trait]
 impl ProfileService for Profiles {
