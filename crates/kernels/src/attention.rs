@@ -159,13 +159,17 @@ fn heads<L: Lanes, const D: usize, const FULL: bool>(
             for (h, (q, out)) in q.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).enumerate() {
                 let query = load_scaled::<L, D, FULL>(l, q, scale);
                 let mut scores = [[f32::NEG_INFINITY; LANES]; 2];
-                for (score, &offset) in scores.as_flattened_mut().iter_mut().zip(&offsets[..len]) {
-                    let key = load_head::<L, D, FULL>(l, &k[offset..][..dim]);
-                    let mut sum = l.mul(query[0], key[0]);
-                    for d in 1..D {
-                        sum = l.fma(query[d], key[d], sum);
+                for (scores, offsets) in scores.iter_mut().zip(offsets[..len].chunks(LANES)) {
+                    let mut products = [l.splat(0.0); LANES];
+                    for (product, &offset) in products.iter_mut().zip(offsets) {
+                        let key = load_head::<L, D, FULL>(l, &k[offset..][..dim]);
+                        *product = l.mul(query[0], key[0]);
+                        for d in 1..D {
+                            *product = l.fma(query[d], key[d], *product);
+                        }
                     }
-                    *score = l.sum(sum);
+                    l.store(scores, l.sums(&products));
+                    scores[offsets.len()..].fill(f32::NEG_INFINITY);
                 }
                 // Online softmax (Milakov and Gimelshein, 2018): what is summed so far shrinks
                 // when a larger score comes.

@@ -17,6 +17,7 @@ mod rope;
 mod score;
 mod select;
 mod simd;
+mod team;
 mod threads;
 
 pub use attention::{AttentionRow, AttentionShape, paged_attention, write_kv};

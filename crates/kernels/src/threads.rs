@@ -1,17 +1,27 @@
 //! The threads that compute.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 
 use crate::KernelError;
+use crate::team::{Team, Work};
 
 /// A handle to a pool of compute threads. Cheap to clone.
 ///
 /// The caller is one of the `count` threads: the pool holds one fewer, and they park when idle.
 #[derive(Debug, Clone)]
 pub struct Threads {
-    pool: Option<Arc<rayon::ThreadPool>>,
+    pool: Option<Arc<Pool>>,
     count: usize,
+}
+
+#[derive(Debug)]
+struct Pool {
+    team: Arc<Team>,
+    /// One caller at a time has the helpers; another meanwhile does its work alone.
+    taken: AtomicBool,
+    helpers: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
@@ -24,11 +34,13 @@ impl Threads {
         if count == 1 {
             return Ok(Self { pool: None, count });
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(count - 1)
-            .thread_name(|i| format!("compute-{}", i + 1))
-            .build()
-            .map_err(|e| KernelError::Threads(e.to_string()))?;
+        let team = Arc::new(Team::new(count));
+        let mut pool = Pool { team: Arc::clone(&team), taken: AtomicBool::new(false), helpers: vec![] };
+        for i in 1..count {
+            let team = Arc::clone(&team);
+            let helper = thread::Builder::new().name(format!("compute-{i}")).spawn(move || team.help(i));
+            pool.helpers.push(helper.map_err(|e| KernelError::Threads(e.to_string()))?);
+        }
         Ok(Self { pool: Some(Arc::new(pool)), count })
     }
 
@@ -39,34 +51,49 @@ impl Threads {
 
     /// Calls `work` once for every index below `tasks`, in no particular order, and returns when
     /// all are done. On one thread, or for one task, it runs inline.
+    ///
+    /// # Panics
+    /// `work` did, on any thread.
     pub fn for_each(&self, tasks: usize, work: impl Fn(usize) + Sync) {
-        let helpers = self.count.min(tasks).saturating_sub(1);
-        let Some(pool) = self.pool.as_ref().filter(|_| helpers > 0) else {
+        let Some(pool) = self.pool.as_ref().filter(|_| tasks > 1) else {
             (0..tasks).for_each(work);
             return;
         };
-        // Whoever is free takes the next index: a thread that the system holds up delays nobody.
-        let next = AtomicUsize::new(0);
-        let drain = || {
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    return;
-                }
-                work(task);
-            }
-        };
-        pool.in_place_scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| drain());
-            }
-            drain();
-        });
+        if pool.taken.swap(true, Ordering::Acquire) {
+            (0..tasks).for_each(work);
+            return;
+        }
+        let _turn = Turn(&pool.taken);
+        let sleepers = pool.helpers.iter().map(JoinHandle::thread);
+        pool.team.lead(Work::new(tasks, &work), sleepers);
+    }
+}
+
+/// The right to the helpers, given back on drop.
+struct Turn<'a>(&'a AtomicBool);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.team.dismiss();
+        for helper in self.helpers.drain(..) {
+            helper.thread().unpark();
+            // A helper ends only when told to; what panicked in its work was reported to the caller.
+            let _ = helper.join();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::panic::AssertUnwindSafe;
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     #[test]
@@ -74,7 +101,8 @@ mod tests {
         for count in 0..5 {
             let threads = Threads::new(count).unwrap();
             assert_eq!(threads.count(), count.max(1));
-            for tasks in [0, 1, 2, 100] {
+            for round in 0..200 {
+                let tasks = [0, 1, 2, 100][round % 4];
                 let ran: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 threads.for_each(tasks, |i| {
                     ran[i].fetch_add(1, Ordering::Relaxed);
@@ -82,5 +110,53 @@ mod tests {
                 assert!(ran.iter().all(|ran| ran.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn helpers_that_went_to_sleep_come_back() {
+        let threads = Threads::new(3).unwrap();
+        let together = std::sync::Barrier::new(3);
+        for _ in 0..3 {
+            // It ends only if three threads take a task each.
+            threads.for_each(3, |_| {
+                together.wait();
+            });
+            thread::park_timeout(std::time::Duration::from_millis(2));
+        }
+    }
+
+    #[test]
+    fn callers_do_not_wait_for_each_other() {
+        let threads = Threads::new(2).unwrap();
+        let done = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        threads.for_each(7, |_| {
+                            done.fetch_add(1, Ordering::Relaxed);
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(done.load(Ordering::Relaxed), 4 * 500 * 7);
+        // Nor does one wait for itself.
+        threads.for_each(2, |_| threads.for_each(2, |_| ()));
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let threads = Threads::new(3).unwrap();
+        for bad in 0..8 {
+            let result =
+                std::panic::catch_unwind(AssertUnwindSafe(|| threads.for_each(8, |i| assert_ne!(i, bad))));
+            assert!(result.is_err());
+        }
+        let done = AtomicUsize::new(0);
+        threads.for_each(8, |_| {
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(done.load(Ordering::Relaxed), 8);
     }
 }

@@ -5,8 +5,9 @@ use super::panels::{COLUMNS, Line};
 use crate::disjoint::Disjoint;
 use crate::simd::{LANES, Lanes, simd_fn};
 
-/// Inputs whose weights stay in the first-level cache while all rows pass over them.
-const K_BLOCK: usize = 256;
+/// Inputs whose weights stay in the first-level cache while all rows pass over them, beside those
+/// of the next block, which are fetched meanwhile.
+const K_BLOCK: usize = 128;
 /// The highest tile of any form.
 const MOST_ROWS: usize = 8;
 /// Rows for which a panel is read from memory once.
@@ -112,7 +113,7 @@ fn few_rows<L: Lanes, D: Decode>(
     let sums = &mut sums[..x.len() / layer.n_in];
     for p in from..to {
         sums.fill(Sums::default());
-        tiles::<L, D>(l, layer.panel(p), x, layer.n_in, 0, AHEAD, sums);
+        tiles::<L, D>(l, layer.panel(p), x, layer.n_in, 0, Fetch::Stream, sums);
         for (row, sums) in sums.iter().enumerate() {
             layer.write(p, row, sums.as_flattened(), out);
         }
@@ -139,16 +140,16 @@ fn many_rows<L: Lanes, D: Decode>(
             sums.fill(Sums::default());
             for (i, part) in layer.panel(p).chunks(K_BLOCK * D::LINES).enumerate() {
                 if D::LINES == AsF32::LINES || sums.len() <= 2 * L::TILE_ROWS {
-                    tiles::<L, D>(l, part, x, n_in, i * K_BLOCK, AHEAD, sums);
+                    tiles::<L, D>(l, part, x, n_in, i * K_BLOCK, Fetch::NextBlock, sums);
                 } else {
                     let wide = &mut wide[..part.len() / D::LINES];
                     for (lines, wide) in part.chunks_exact(D::LINES).zip(wide.iter_mut()) {
-                        l.prefetch(lines.as_ptr().wrapping_add(AHEAD));
+                        l.prefetch(lines.as_ptr().wrapping_add(part.len()));
                         let (a, b) = D::columns(l, lines);
                         l.store_bits(&mut wide[0].0, a);
                         l.store_bits(&mut wide[1].0, b);
                     }
-                    tiles::<L, AsF32>(l, wide.as_flattened(), x, n_in, i * K_BLOCK, 0, sums);
+                    tiles::<L, AsF32>(l, wide.as_flattened(), x, n_in, i * K_BLOCK, Fetch::Nothing, sums);
                 }
             }
             for (r, sums) in sums.iter().enumerate() {
@@ -158,8 +159,18 @@ fn many_rows<L: Lanes, D: Decode>(
     }
 }
 
-/// Adds the products with inputs `k0..` to every row's sums, as many rows at once as registers hold;
-/// asks memory for what lies `ahead` lines on.
+/// What a pass over weights asks memory for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fetch {
+    /// What comes [`AHEAD`] lines later in the same pass.
+    Stream,
+    /// The block behind this one, spread over the passes: the first alone would wait for memory,
+    /// and the others leave memory idle.
+    NextBlock,
+    Nothing,
+}
+
+/// Adds the products with inputs `k0..` to every row's sums, as many rows at once as registers hold.
 #[inline(always)]
 fn tiles<L: Lanes, D: Decode>(
     l: L,
@@ -167,24 +178,36 @@ fn tiles<L: Lanes, D: Decode>(
     x: &[f32],
     n_in: usize,
     k0: usize,
-    ahead: usize,
+    fetch: Fetch,
     sums: &mut [Sums],
 ) {
     let (mut row, rows) = (0, sums.len());
+    let passes = rows.div_ceil(L::TILE_ROWS);
+    // Lines to fetch for every input, and how far on the first of them is.
+    let per_input = D::LINES.div_ceil(passes);
+    let mut pass = 0;
     while row < rows {
         // Even tiles: 9 rows are 5 and 4, not 8 and 1.
         let left = rows - row;
         let height = left.div_ceil(left.div_ceil(L::TILE_ROWS));
         let (x, sums) = (&x[row * n_in..], &mut sums[row..row + height]);
+        let fetch = match fetch {
+            Fetch::Stream => (AHEAD, D::LINES),
+            Fetch::NextBlock if pass * per_input < D::LINES => {
+                (panel.len() + pass * per_input * (panel.len() / D::LINES), per_input)
+            }
+            Fetch::NextBlock | Fetch::Nothing => (0, 0),
+        };
+        pass += 1;
         match height {
-            1 => tile::<L, D, 1>(l, panel, x, n_in, k0, ahead, sums),
-            2 => tile::<L, D, 2>(l, panel, x, n_in, k0, ahead, sums),
-            3 if L::TILE_ROWS >= 3 => tile::<L, D, 3>(l, panel, x, n_in, k0, ahead, sums),
-            4 if L::TILE_ROWS >= 4 => tile::<L, D, 4>(l, panel, x, n_in, k0, ahead, sums),
-            5 if L::TILE_ROWS >= 5 => tile::<L, D, 5>(l, panel, x, n_in, k0, ahead, sums),
-            6 if L::TILE_ROWS >= 6 => tile::<L, D, 6>(l, panel, x, n_in, k0, ahead, sums),
-            7 if L::TILE_ROWS >= 7 => tile::<L, D, 7>(l, panel, x, n_in, k0, ahead, sums),
-            8 if L::TILE_ROWS >= 8 => tile::<L, D, 8>(l, panel, x, n_in, k0, ahead, sums),
+            1 => tile::<L, D, 1>(l, panel, x, n_in, k0, fetch, sums),
+            2 => tile::<L, D, 2>(l, panel, x, n_in, k0, fetch, sums),
+            3 if L::TILE_ROWS >= 3 => tile::<L, D, 3>(l, panel, x, n_in, k0, fetch, sums),
+            4 if L::TILE_ROWS >= 4 => tile::<L, D, 4>(l, panel, x, n_in, k0, fetch, sums),
+            5 if L::TILE_ROWS >= 5 => tile::<L, D, 5>(l, panel, x, n_in, k0, fetch, sums),
+            6 if L::TILE_ROWS >= 6 => tile::<L, D, 6>(l, panel, x, n_in, k0, fetch, sums),
+            7 if L::TILE_ROWS >= 7 => tile::<L, D, 7>(l, panel, x, n_in, k0, fetch, sums),
+            8 if L::TILE_ROWS >= 8 => tile::<L, D, 8>(l, panel, x, n_in, k0, fetch, sums),
             _ => unreachable!("no tile is higher than the registers allow"),
         }
         row += height;
@@ -198,7 +221,7 @@ fn tile<L: Lanes, D: Decode, const R: usize>(
     x: &[f32],
     n_in: usize,
     k0: usize,
-    ahead: usize,
+    (ahead, per_input): (usize, usize),
     sums: &mut [Sums],
 ) {
     let len = panel.len() / D::LINES;
@@ -209,8 +232,8 @@ fn tile<L: Lanes, D: Decode, const R: usize>(
         acc[r] = (l.load(&sums[r][0]), l.load(&sums[r][1]));
     }
     for (k, lines) in panel.chunks_exact(D::LINES).enumerate() {
-        for line in lines {
-            l.prefetch((line as *const Line).wrapping_add(ahead));
+        for i in 0..per_input {
+            l.prefetch(panel.as_ptr().wrapping_add(ahead + k * per_input + i));
         }
         let (w0, w1) = D::columns(l, lines);
         for r in 0..R {

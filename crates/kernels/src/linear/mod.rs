@@ -214,14 +214,16 @@ impl Linear {
         });
     }
 
-    /// A few tasks a thread, so that one that is held up delays the end little; one task where
-    /// waking a thread would cost more than it saves.
+    /// Small tasks, so that a thread that is held up delays the end little; one task where a thread
+    /// would come too late to help.
     fn panels_per_task(&self, panels: usize, m: usize, threads: &Threads) -> usize {
         const SMALL: usize = 128 * 1024;
+        const TASK_BYTES: usize = 64 * 1024;
         if threads.count() == 1 || self.n_in * self.n_out * m < SMALL {
             return panels;
         }
-        panels.div_ceil(8 * threads.count()).max(1)
+        let panel = panel_lines(self.format, self.n_in) * size_of::<Line>();
+        (TASK_BYTES / panel).clamp(1, panels.div_ceil(4 * threads.count()))
     }
 
     fn layer(&self) -> Layer<'_> {

@@ -60,6 +60,15 @@ pub(crate) trait Lanes: Copy {
     /// Lanes `i` and `i + 8` first, then `i + 4`, `i + 2`, `i + 1`.
     fn sum(self, v: Self::V) -> f32;
     fn largest(self, v: Self::V) -> f32;
+    /// [`Lanes::sum`] of sixteen vectors at once, the same bits.
+    #[inline(always)]
+    fn sums(self, v: &[Self::V; LANES]) -> Self::V {
+        let mut sums = [0.0; LANES];
+        for (sum, v) in sums.iter_mut().zip(v) {
+            *sum = self.sum(*v);
+        }
+        self.load(&sums)
+    }
 
     /// The first lanes from a short slice, the others `fill`.
     #[inline(always)]

@@ -152,6 +152,34 @@ impl Lanes for Avx512 {
             largest8(_mm256_max_ps(_mm512_castps512_ps256(v), high))
         }
     }
+    /// Each stage adds the halves of two vectors and keeps both: sixteen, eight, four, two, one.
+    #[inline(always)]
+    fn sums(self, v: &[__m512; LANES]) -> __m512 {
+        unsafe {
+            // A lane of the result is four times the quarter of its vector, plus the vector's turn.
+            let (x, y) = (quarter([v[0], v[4], v[8], v[12]]), quarter([v[1], v[5], v[9], v[13]]));
+            let (z, w) = (quarter([v[2], v[6], v[10], v[14]]), quarter([v[3], v[7], v[11], v[15]]));
+            let (xy, zw) = (pairs(x, y), pairs(z, w));
+            let even = _mm512_shuffle_ps::<0x88>(xy, zw);
+            _mm512_add_ps(even, _mm512_shuffle_ps::<0xdd>(xy, zw))
+        }
+    }
+}
+
+/// Lanes `i` and `i + 8`, then `i + 4` of four vectors: a quarter of four lanes each.
+#[inline(always)]
+unsafe fn quarter([a, b, c, d]: [__m512; 4]) -> __m512 {
+    unsafe {
+        let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+        let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd))
+    }
+}
+
+/// Lanes `i` and `i + 2` of every quarter of two vectors.
+#[inline(always)]
+unsafe fn pairs(x: __m512, y: __m512) -> __m512 {
+    unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x44>(x, y), _mm512_shuffle_ps::<0xee>(x, y)) }
 }
 
 /// Lanes 0 to 7 and 8 to 15.
