@@ -7,7 +7,7 @@ use attune_engine::random_checkpoint::{self, Kind, Shape};
 use attune_generator::{Generator, GeneratorConfig};
 use attune_proto::generator::v1::generator_service_client::GeneratorServiceClient;
 use attune_reward::{RewardConfig, Worker};
-use attune_service::{sections::ServerConfig, server::Drain};
+use attune_service::{engine::EngineConfig, sections::ServerConfig, server::Drain};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -69,22 +69,14 @@ impl Pair {
     ) -> Result<Self> {
         let stop = CancellationToken::new();
         let mut services = JoinSet::new();
-        let mut config = RewardConfig {
-            model: text(persrm),
-            threads: 1,
-            cache_mib: 64,
-            server: server(),
-            ..RewardConfig::default()
-        };
+        let mut config = RewardConfig { engine: engine(persrm), server: server(), ..RewardConfig::default() };
         reward(&mut config);
         let worker = Worker::start(config).await.context("the worker does not start")?;
         let workers = vec![format!("http://{}", worker.address())];
         services.spawn(worker.serve(stop.clone()));
         let mut config = GeneratorConfig {
-            model: text(base),
+            engine: engine(base),
             reward: workers.clone(),
-            threads: 1,
-            cache_mib: 64,
             server: server(),
             ..GeneratorConfig::default()
         };
@@ -134,6 +126,7 @@ fn server() -> ServerConfig {
     ServerConfig { drain_seconds: 5.0, ..ServerConfig::on_port(0) }
 }
 
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
+fn engine(model: &Path) -> EngineConfig {
+    let model = model.to_string_lossy().into_owned();
+    EngineConfig { model, threads: 1, cache_mib: 64, ..EngineConfig::default() }
 }

@@ -207,7 +207,7 @@ async fn guidance_without_a_worker_is_unavailable_and_never_ignored() {
 
 #[tokio::test]
 async fn a_deadline_ends_the_text_and_frees_the_slot() {
-    let pair = Pair::random_with(&shape(), (1, 2), |g| g.slots = 1, |_| ()).await.unwrap();
+    let pair = Pair::random_with(&shape(), (1, 2), |g| g.engine.slots = 1, |_| ()).await.unwrap();
     let mut client = pair.client().await.unwrap();
     let mut late = tonic::Request::new(by_ids(&[1, 2, 3], 60));
     late.set_timeout(Duration::from_nanos(1));
@@ -222,7 +222,7 @@ async fn a_deadline_ends_the_text_and_frees_the_slot() {
 
 #[tokio::test]
 async fn more_than_slots_and_queue_is_refused_with_a_time_to_retry() {
-    let set = |g: &mut attune_generator::GeneratorConfig| (g.slots, g.queue) = (1, 1);
+    let set = |g: &mut attune_generator::GeneratorConfig| (g.engine.slots, g.queue) = (1, 1);
     let pair = Pair::random_with(&shape(), (1, 2), set, |_| ()).await.unwrap();
     let client = pair.client().await.unwrap();
     let mut held = Vec::new();

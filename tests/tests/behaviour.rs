@@ -199,8 +199,12 @@ async fn company_changes_no_token() {
         let pair = Pair::random_with(
             &shape(),
             (11, 12),
-            |g| (g.prefill_chunk, g.threads, g.cache_mib, g.slots) = (chunk, threads, cache_blocks_mib, 8),
-            |r| (r.prefill_chunk, r.threads) = (chunk + 2, threads),
+            |g| {
+                let engine = &mut g.engine;
+                (engine.prefill_chunk, engine.threads) = (chunk, threads);
+                (engine.cache_mib, engine.slots) = (cache_blocks_mib, 8);
+            },
+            |r| (r.engine.prefill_chunk, r.engine.threads) = (chunk + 2, threads),
         )
         .await
         .unwrap();
@@ -220,7 +224,8 @@ async fn company_changes_no_token() {
 
 #[tokio::test]
 async fn a_client_that_leaves_frees_its_slot_and_its_session() {
-    let pair = Pair::random_with(&shape(), (11, 12), |g| g.slots = 1, |r| r.slots = 1).await.unwrap();
+    let pair =
+        Pair::random_with(&shape(), (11, 12), |g| g.engine.slots = 1, |r| r.engine.slots = 1).await.unwrap();
     let client = pair.client().await.unwrap();
     for _ in 0..3 {
         let request = GenerateRequest { guidances: vec![guided(1.0)], ..by_ids(&[1, 2, 3], 200) };

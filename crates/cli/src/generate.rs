@@ -12,7 +12,8 @@ use crate::{
     compare::{self, MarkArg},
     failure::Failure,
     json::{Event, reason_name},
-    request::{self, DetailArgs, GuidanceArgs, PromptArgs, SamplingArgs},
+    request,
+    request_args::{DetailArgs, GuidanceArgs, PromptArgs, SamplingArgs},
     stream::{self, Whole},
 };
 

@@ -9,6 +9,7 @@ mod generate;
 mod json;
 mod models;
 mod request;
+mod request_args;
 mod stream;
 mod train;
 

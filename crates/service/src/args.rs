@@ -26,7 +26,7 @@ pub struct ServiceArgs {
 }
 
 impl ServiceArgs {
-    /// The flags that were given, as overrides for [`crate::config::load`].
+    /// The flags that were given, as overrides for [`crate::config::Merged::of`].
     ///
     /// # Errors
     /// [`ConfigError::Flag`] for a `--set` without `=`.

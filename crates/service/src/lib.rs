@@ -1,17 +1,20 @@
 //! What both services share: configuration, telemetry, health, shutdown.
 //!
-//! A service's `main` is the same few lines everywhere: parse [`args::ServiceArgs`], [`config::load`],
-//! [`telemetry::init`], [`shutdown::on_signals`], then [`server::Server`] with its services, and
-//! [`admin::Admin`] beside it where an admin address is configured.
+//! A service reads its settings with [`config::Merged`] (its engine's are [`engine::EngineConfig`]), its
+//! `main` is [`service::run`], and what it has loaded it hands to a [`service::Service`], which serves,
+//! drains and ends.
 
 pub mod admin;
 pub mod args;
 pub mod config;
+pub mod engine;
 mod keys;
+mod layers;
 pub mod listener;
 pub mod profiles;
 pub mod sections;
 pub mod server;
+pub mod service;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;

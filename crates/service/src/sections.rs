@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, check_range, invalid};
+use crate::config::{ConfigError, check_range, choice, invalid};
 
 /// `[server]`: where and how gRPC is served.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ impl ServerConfig {
 }
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase", try_from = "String")]
 pub enum LogFormat {
     /// For people.
@@ -60,21 +60,16 @@ pub enum LogFormat {
     Json,
 }
 
-// Read by hand, since the derived message does not say what is allowed.
 impl TryFrom<String> for LogFormat {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        match text.as_str() {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err(format!("{text:?} is none of text or json")),
-        }
+        choice(&text)
     }
 }
 
 /// Whether log lines are coloured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase", try_from = "String")]
 pub enum LogColor {
     /// When stderr is a terminal and `NO_COLOR` is not set.
@@ -85,17 +80,11 @@ pub enum LogColor {
     Never,
 }
 
-// Read by hand, since the derived message does not say what is allowed.
 impl TryFrom<String> for LogColor {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        match text.as_str() {
-            "auto" => Ok(Self::Auto),
-            "always" => Ok(Self::Always),
-            "never" => Ok(Self::Never),
-            _ => Err(format!("{text:?} is none of auto, always or never")),
-        }
+        choice(&text)
     }
 }
 

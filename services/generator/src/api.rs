@@ -32,6 +32,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// `GeneratorService`.
 pub(crate) struct Api {
     pub(crate) model: Arc<BaseModel>,
+    /// The tokenizer's fingerprint, over all its ids.
+    pub(crate) fingerprint: String,
     pub(crate) engine: crossbeam_channel::Sender<Command>,
     /// One permit for each request that runs or waits.
     pub(crate) permits: Arc<Semaphore>,
@@ -46,12 +48,11 @@ pub(crate) struct Api {
 impl GeneratorService for Api {
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
         let assets = &self.model.assets;
-        let size = assets.tokenizer.size() as u32;
         Ok(Response::new(DescribeResponse {
             model_id: assets.id.clone(),
             model_revision: assets.revision.clone(),
             vocab_size: assets.config.vocab as u32,
-            tokenizer_fingerprint: assets.tokenizer.fingerprint(size),
+            tokenizer_fingerprint: self.fingerprint.clone(),
             context_length: assets.config.context.min(self.limits.cache_tokens) as u32,
             dtype: assets.dtype().to_owned(),
             device: "cpu".to_owned(),

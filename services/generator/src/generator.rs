@@ -1,26 +1,22 @@
 //! A generator from start to end: model, engine, workers, server, drain.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    thread::{self, JoinHandle},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, anyhow, bail};
 use attune_engine::{
     BaseModel, LoadOptions, hub,
     kv::{BLOCK_SIZE, KvCache, blocks_for},
 };
-use attune_kernels::{Format, Threads};
+use attune_kernels::Threads;
 use attune_proto::{
     generator::v1::generator_service_server::GeneratorServiceServer,
     profile::v1::profile_service_server::ProfileServiceServer,
 };
 use attune_service::{
-    admin::Admin,
-    listener::{self, Bound},
+    listener,
     profiles::Profiles,
     server::{Drain, Server},
+    service::{EngineThread, Service},
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -31,7 +27,7 @@ use tonic::transport::Endpoint;
 
 use crate::{
     api::Api,
-    config::{Dtype, GeneratorConfig},
+    config::GeneratorConfig,
     engine::{Command, Engine, Patience},
     scheduler::{self, Scheduler},
     validate::Limits,
@@ -40,13 +36,8 @@ use crate::{
 
 /// A generator whose model is loaded and whose port is bound, ready to serve.
 pub struct Generator {
-    server: Server,
-    bound: Bound,
-    admin: Option<(Admin, Bound)>,
+    service: Service,
     commands: crossbeam_channel::Sender<Command>,
-    engine: JoinHandle<()>,
-    /// Cancelled when the engine's thread ends, for whatever reason.
-    engine_ended: CancellationToken,
     connections: JoinSet<()>,
 }
 
@@ -66,50 +57,46 @@ impl Generator {
                 .context("the model's loading broke off")??
         };
         let Loaded { model, cache, blocks, threads } = loaded;
-        let limits = scheduler::Limits { slots: config.slots, prefill_chunk: config.prefill_chunk };
+        let slots = config.engine.slots;
+        let limits = scheduler::Limits { slots, prefill_chunk: config.engine.prefill_chunk };
         let (commands, inbox) = crossbeam_channel::unbounded();
-        let engine_ended = CancellationToken::new();
-        let ended = engine_ended.clone().drop_guard();
         let engine = {
             let (model, workers) = (Arc::clone(&model), endpoints.len());
             let patience = Patience { grace: config.grace(), reward: config.reward_wait() };
-            thread::Builder::new()
-                .name("engine".into())
-                .spawn(move || {
-                    let _ended = ended;
-                    let scheduler = Scheduler::new(limits, blocks);
-                    Engine::new(model, cache, scheduler, workers, patience, threads, inbox).run();
-                })
-                .context("cannot start a thread")?
+            EngineThread::spawn(move || {
+                let scheduler = Scheduler::new(limits, blocks);
+                Engine::new(model, cache, scheduler, workers, patience, threads, inbox).run();
+            })?
         };
         let mut connections = JoinSet::new();
         let max = config.server.max_message_bytes;
-        let workers = connect(&mut connections, endpoints, &model, max, &commands);
+        let tokenizer = &model.assets.tokenizer;
+        let tokenizer_size = tokenizer.size() as u32;
+        let fit = Fit { tokenizer_size, fingerprint: tokenizer.fingerprint(tokenizer_size) };
+        let workers = connect(&mut connections, endpoints, &fit, max, &commands);
         let api = Api {
             model,
+            fingerprint: fit.fingerprint,
             engine: commands.clone(),
-            permits: Arc::new(Semaphore::new(config.slots + config.queue)),
+            permits: Arc::new(Semaphore::new(slots + config.queue)),
             limits: Limits {
                 max_tokens: config.max_tokens,
                 cache_tokens: (blocks * BLOCK_SIZE).saturating_sub(1),
             },
-            slots: config.slots,
+            slots,
             queue: config.queue,
             workers,
         };
         let server = Server::new(&config.server)
             .add_service(GeneratorServiceServer::new(api).max_decoding_message_size(max))
             .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
-        let admin = match config.server.admin_listen {
-            Some(address) => Some((Admin::new(server.health(), String::new), listener::bind(address).await?)),
-            None => None,
-        };
-        Ok(Self { server, bound, admin, commands, engine, engine_ended, connections })
+        let service = Service::new(&config.server, server, bound, engine, String::new).await?;
+        Ok(Self { service, commands, connections })
     }
 
     /// Where the generator listens, with the real port.
     pub fn address(&self) -> SocketAddr {
-        self.bound.address()
+        self.service.address()
     }
 
     /// Serves until `shutdown`; then takes no new requests, gives the running ones the drain time of
@@ -118,38 +105,14 @@ impl Generator {
     /// # Errors
     /// The engine or the transport failed.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<Drain> {
-        let Self { server, bound, admin, commands, engine, engine_ended, mut connections } = self;
-        let health = server.health();
-        health.set_serving(true).await;
-        let served = CancellationToken::new();
-        let admin = admin.map(|(admin, bound)| tokio::spawn(admin.serve(bound, served.clone())));
-        // A generator without an engine is of no use: it ends, and its supervisor starts another.
-        let stop = CancellationToken::new();
-        let watch = {
-            let (stop, health) = (stop.clone(), health.clone());
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = shutdown.cancelled() => {}
-                    () = engine_ended.cancelled() => {
-                        tracing::error!("the engine has ended unasked; the generator stops");
-                    }
-                }
-                health.set_serving(false).await;
-                stop.cancel();
-            })
+        let Self { service, commands, mut connections } = self;
+        let stop = async move {
+            // It fails only where the engine has ended already.
+            let _ = commands.send(Command::Stop);
         };
-        let drained = server.serve(bound, stop).await;
-        watch.abort();
-        // It fails only where the engine has ended already.
-        let _ = commands.send(Command::Stop);
-        let engine = tokio::task::spawn_blocking(move || engine.join()).await?;
+        let drained = service.serve(shutdown, std::future::ready(()), stop).await;
         connections.shutdown().await;
-        served.cancel();
-        if let Some(admin) = admin {
-            admin.await??;
-        }
-        engine.map_err(|_| anyhow!("the engine panicked; see the log above"))?;
-        Ok(drained?)
+        drained
     }
 }
 
@@ -157,13 +120,10 @@ impl Generator {
 fn connect(
     connections: &mut JoinSet<()>,
     endpoints: Vec<Endpoint>,
-    model: &BaseModel,
+    fit: &Fit,
     max_message_bytes: usize,
     engine: &crossbeam_channel::Sender<Command>,
 ) -> Vec<(String, watch::Receiver<Known>)> {
-    let tokenizer = &model.assets.tokenizer;
-    let tokenizer_size = tokenizer.size() as u32;
-    let fit = Fit { tokenizer_size, fingerprint: tokenizer.fingerprint(tokenizer_size) };
     let mut workers = Vec::with_capacity(endpoints.len());
     for (id, endpoint) in endpoints.into_iter().enumerate() {
         let problem = Some(Problem::Unreachable("not connected yet".into()));
@@ -202,24 +162,13 @@ struct Loaded {
 
 /// Loads the model and makes its cache.
 fn load(config: &GeneratorConfig) -> anyhow::Result<Loaded> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let threads = Threads::new(if config.threads == 0 { cores } else { config.threads })?;
-    let format = match config.dtype {
-        Dtype::Auto => None,
-        Dtype::F32 => Some(Format::F32),
-        Dtype::Bf16 => Some(Format::Bf16),
-        Dtype::F16 => Some(Format::F16),
-        Dtype::Q8 => Some(Format::Q8),
-    };
-    let options = LoadOptions { format, context: config.context, threads: threads.clone() };
-    let folder = hub::resolve(&config.model, config.model_revision.as_deref(), None)?;
-    let model = BaseModel::load(&folder, &config.id(), &options)?;
+    let engine = &config.engine;
+    let threads = engine.threads()?;
+    let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
+    let folder = hub::resolve(&engine.model, engine.model_revision.as_deref(), None)?;
+    let model = BaseModel::load(&folder, &engine.id(), &options)?;
     let shape = &model.assets.config;
-    let fit = (config.cache_mib << 20) / KvCache::block_bytes(shape);
-    if fit < 2 {
-        bail!("cache_mib = {} holds not two blocks of this model's cache; raise it", config.cache_mib);
-    }
-    let blocks = fit.min(config.slots * blocks_for(shape.context + 1));
+    let blocks = engine.blocks(KvCache::block_bytes(shape), blocks_for(shape.context + 1), 2)?;
     let cache = KvCache::new(shape, blocks, &candle_core::Device::Cpu)?;
     let assets = &model.assets;
     tracing::info!(
@@ -228,7 +177,7 @@ fn load(config: &GeneratorConfig) -> anyhow::Result<Loaded> {
         dtype = assets.dtype(),
         threads = threads.count(),
         context = shape.context,
-        slots = config.slots,
+        slots = engine.slots,
         blocks,
         "the base model is loaded"
     );

@@ -18,7 +18,7 @@ mod sequence;
 mod validate;
 mod worker;
 
-pub use config::{Args, Dtype, GeneratorConfig};
+pub use config::{Args, GeneratorConfig};
 pub use generator::Generator;
 
 use attune_service::server::Drain;

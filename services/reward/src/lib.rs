@@ -17,7 +17,7 @@ mod slots;
 mod streams;
 mod worker;
 
-pub use config::{Args, Dtype, RewardConfig};
+pub use config::{Args, RewardConfig};
 pub use worker::Worker;
 
 use attune_service::server::Drain;

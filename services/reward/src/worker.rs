@@ -3,31 +3,30 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, mpsc as jobs},
-    thread::{self, JoinHandle},
+    thread,
 };
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use attune_engine::{
     LoadOptions, PersRm, hub,
     kv::{KvCache, blocks_for},
 };
-use attune_kernels::{Format, Threads};
 use attune_proto::{
     profile::v1::profile_service_server::ProfileServiceServer,
     reward::v1::reward_service_server::RewardServiceServer,
 };
 use attune_service::{
-    admin::Admin,
-    listener::{self, Bound},
+    listener,
     profiles::Profiles,
     server::{Drain, Server},
+    service::{EngineThread, Service},
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::Api,
-    config::{Dtype, RewardConfig},
+    config::RewardConfig,
     engine::{COMMANDS, Command, Engine},
     model::Model,
     prompts,
@@ -38,13 +37,8 @@ use crate::{
 
 /// A worker whose model is loaded and whose port is bound, ready to serve.
 pub struct Worker {
-    server: Server,
-    bound: Bound,
-    admin: Option<(Admin, Bound)>,
+    service: Service,
     commands: mpsc::Sender<Command>,
-    engine: JoinHandle<()>,
-    /// Cancelled when the engine's thread ends, for whatever reason.
-    engine_ended: CancellationToken,
 }
 
 impl Worker {
@@ -70,15 +64,7 @@ impl Worker {
             .context("cannot start a thread")?;
         let (context, slots) = (scheduler.limits().context, scheduler.slots());
         let engine = Engine::new(inbox, prompts, model, scheduler);
-        let engine_ended = CancellationToken::new();
-        let ended = engine_ended.clone().drop_guard();
-        let engine = thread::Builder::new()
-            .name("engine".into())
-            .spawn(move || {
-                let _ended = ended;
-                engine.run();
-            })
-            .context("cannot start a thread")?;
+        let engine = EngineThread::spawn(move || engine.run())?;
 
         let max = config.server.max_message_bytes;
         let api = Api::new(persrm, commands.clone(), context, slots, max);
@@ -86,17 +72,14 @@ impl Worker {
             .add_service(RewardServiceServer::new(api).max_decoding_message_size(max))
             .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
         let bound = listener::bind(config.server.listen).await?;
-        let admin = match config.server.admin_listen {
-            // The worker's metrics come with the telemetry of a later version.
-            Some(address) => Some((Admin::new(server.health(), String::new), listener::bind(address).await?)),
-            None => None,
-        };
-        Ok(Self { server, bound, admin, commands, engine, engine_ended })
+        // The worker's metrics come with the telemetry of a later version.
+        let service = Service::new(&config.server, server, bound, engine, String::new).await?;
+        Ok(Self { service, commands })
     }
 
     /// Where the worker listens, with the real port.
     pub fn address(&self) -> SocketAddr {
-        self.bound.address()
+        self.service.address()
     }
 
     /// Serves until `shutdown`; then refuses new sessions, gives the open ones the drain time of the
@@ -105,62 +88,34 @@ impl Worker {
     /// # Errors
     /// The engine or the transport failed.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<Drain> {
-        let Self { server, bound, admin, commands, engine, engine_ended } = self;
-        let health = server.health();
-        health.set_serving(true).await;
-        let served = CancellationToken::new();
-        let admin = admin.map(|(admin, bound)| tokio::spawn(admin.serve(bound, served.clone())));
-        // A worker without an engine is of no use: it ends, and its supervisor starts another.
-        let stop = CancellationToken::new();
-        let watch = {
-            let (stop, commands, engine_ended) = (stop.clone(), commands.clone(), engine_ended.clone());
-            let health = health.clone();
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = shutdown.cancelled() => {
-                        health.set_serving(false).await;
-                        // It fails only where the engine has ended, and then there is nothing to drain.
-                        let _ = commands.send(Command::Drain).await;
-                    }
-                    () = engine_ended.cancelled() => {
-                        tracing::error!("the engine has ended unasked; the worker stops");
-                        health.set_serving(false).await;
-                    }
-                }
-                stop.cancel();
-            })
+        let Self { service, commands } = self;
+        // A send fails only where the engine has ended, and then there is nothing to drain or to stop.
+        let drain = {
+            let commands = commands.clone();
+            async move {
+                let _ = commands.send(Command::Drain).await;
+            }
         };
-        let drained = server.serve(bound, stop).await;
-        watch.abort();
-        let _ = commands.send(Command::Stop).await;
-        let engine = tokio::task::spawn_blocking(move || engine.join()).await?;
-        served.cancel();
-        if let Some(admin) = admin {
-            admin.await??;
-        }
-        engine.map_err(|_| anyhow!("the engine panicked; see the log above"))?;
-        Ok(drained?)
+        let stop = async move {
+            let _ = commands.send(Command::Stop).await;
+        };
+        service.serve(shutdown, drain, stop).await
     }
 }
 
 /// Loads the model and sizes its cache.
 fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let threads = Threads::new(if config.threads == 0 { cores } else { config.threads })?;
-    let format = match config.dtype {
-        Dtype::Auto => None,
-        Dtype::F32 => Some(Format::F32),
-        Dtype::Bf16 => Some(Format::Bf16),
-        Dtype::F16 => Some(Format::F16),
-        Dtype::Q8 => Some(Format::Q8),
-    };
-    let options = LoadOptions { format, context: config.context, threads: threads.clone() };
-    let folder = hub::resolve(&config.model, config.model_revision.as_deref(), None)?;
-    let persrm = Arc::new(PersRm::load(&folder, &config.id(), &options)?);
+    let engine = &config.engine;
+    let threads = engine.threads()?;
+    let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
+    let folder = hub::resolve(&engine.model, engine.model_revision.as_deref(), None)?;
+    let persrm = Arc::new(PersRm::load(&folder, &engine.id(), &options)?);
     let assets = &persrm.assets;
-    let blocks = blocks(config, &persrm)?;
+    let sides = 1 + usize::from(persrm.has_reference());
+    let bytes = sides * KvCache::block_bytes(&assets.config);
+    let blocks = engine.blocks(bytes, blocks_for(assets.config.context), 1)?;
     let limits = Limits { vocab: assets.config.vocab, context: assets.config.context };
-    let scheduler = Scheduler::new(limits, config.slots, blocks, config.prefill_chunk);
+    let scheduler = Scheduler::new(limits, engine.slots, blocks, engine.prefill_chunk);
     if scheduler.limits().context < limits.context {
         tracing::warn!(
             context = scheduler.limits().context,
@@ -175,24 +130,10 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
         dtype = assets.dtype(),
         threads = threads.count(),
         context = scheduler.limits().context,
-        slots = config.slots,
+        slots = engine.slots,
         blocks,
         reference = persrm.has_reference(),
         "the reward model is loaded"
     );
     Ok((model, scheduler, persrm))
-}
-
-/// The blocks that the configured memory holds, and no more than the slots can use.
-fn blocks(config: &RewardConfig, persrm: &PersRm) -> anyhow::Result<usize> {
-    let shape = &persrm.assets.config;
-    let sides = 1 + usize::from(persrm.has_reference());
-    let fit = (config.cache_mib << 20) / (KvCache::block_bytes(shape) * sides);
-    if fit == 0 {
-        return Err(anyhow!(
-            "cache_mib = {} holds not one block of this model's cache; raise it",
-            config.cache_mib
-        ));
-    }
-    Ok(fit.min(config.slots * blocks_for(shape.context)))
 }

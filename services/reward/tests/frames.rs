@@ -124,7 +124,7 @@ async fn a_frame_that_does_not_fit_ends_its_own_session_alone() {
 async fn a_full_context_ends_the_session() {
     let folder = write(Checkpoint::default());
     let mut config = config(&folder);
-    config.context = Some(5);
+    config.engine.context = Some(5);
     let running = start(config).await;
     assert_eq!(running.describe().await.context_length, 5);
     let mut call = running.call().await;

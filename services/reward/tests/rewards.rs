@@ -120,8 +120,8 @@ async fn a_reopened_session_goes_on_with_the_same_bits_in_any_company_and_chunks
     }
 
     let mut other = config(&folder);
-    other.prefill_chunk = 7;
-    other.threads = 2;
+    other.engine.prefill_chunk = 7;
+    other.engine.threads = 2;
     let running = start(other).await;
     let mut call = running.call().await;
     for company in 10..14u64 {

@@ -20,7 +20,7 @@ const PROMPT: [u32; 3] = [1, 2, 3];
 async fn the_worker_describes_itself() {
     let folder = write(Checkpoint { reference: true, ..Default::default() });
     let mut config = config(&folder);
-    config.slots = 3;
+    config.engine.slots = 3;
     let running = start(config).await;
     let all = running.describe().await;
     assert_eq!((all.model_id.as_str(), all.vocab_size, all.hidden_size), ("taste", 512, D as u32));
@@ -55,7 +55,7 @@ async fn profiles_are_not_implemented_yet() {
 async fn slots_are_refused_when_full_and_freed_when_a_call_ends() {
     let folder = write(Checkpoint::default());
     let mut config = config(&folder);
-    config.slots = 2;
+    config.engine.slots = 2;
     let running = start(config).await;
     let mut first = running.call().await;
     first.open(1, ids(&PROMPT), Guidance::default()).await;
@@ -82,8 +82,8 @@ async fn the_youngest_session_makes_room_when_the_cache_is_full() {
     let folder = write(Checkpoint::default());
     let mut config = config(&folder);
     // Blocks of the tiny shape take 8 KiB: 128 of them, 512 tokens are 32.
-    config.cache_mib = 1;
-    config.slots = 8;
+    config.engine.cache_mib = 1;
+    config.engine.slots = 8;
     let running = start(config).await;
     let mut call = running.call().await;
     for session in 1..=4 {

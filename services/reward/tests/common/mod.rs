@@ -70,12 +70,10 @@ fn weight_head(path: &Path) {
 }
 
 pub fn config(folder: &TempDir) -> RewardConfig {
-    let mut config = RewardConfig {
-        model: folder.path().to_str().unwrap().to_owned(),
-        model_id: Some("taste".to_owned()),
-        threads: 1,
-        ..RewardConfig::default()
-    };
+    let mut config = RewardConfig::default();
+    config.engine.model = folder.path().to_str().unwrap().to_owned();
+    config.engine.model_id = Some("taste".to_owned());
+    config.engine.threads = 1;
     config.server.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config
 }

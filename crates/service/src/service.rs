@@ -1,0 +1,162 @@
+//! The life of a service whose engine is loaded: it serves, drains, and ends with its engine.
+
+use std::{
+    net::SocketAddr,
+    process::ExitCode,
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context as _, anyhow};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::Admin,
+    config::ConfigError,
+    listener::{self, Bound},
+    sections::{LogConfig, ServerConfig},
+    server::{Drain, Server},
+    shutdown, telemetry,
+};
+
+/// A configuration that cannot be used (`EX_USAGE`).
+const EXIT_USAGE: u8 = 64;
+
+/// The whole of a service's `main`: telemetry, signals, and `serve` until its end. What goes wrong is
+/// said on stderr.
+pub fn run<C>(
+    name: &str,
+    config: Result<C, ConfigError>,
+    log: impl FnOnce(&C) -> &LogConfig,
+    serve: impl AsyncFnOnce(C, CancellationToken) -> anyhow::Result<Drain>,
+) -> ExitCode {
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let served = tokio::runtime::Runtime::new().context("cannot start threads").and_then(|runtime| {
+        runtime.block_on(async {
+            let _telemetry = telemetry::init(log(&config))?;
+            serve(config, shutdown::on_signals()?).await
+        })
+    });
+    match served {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The one thread that owns a service's model.
+#[derive(Debug)]
+pub struct EngineThread {
+    thread: JoinHandle<()>,
+    /// Cancelled when the thread ends, for whatever reason.
+    ended: CancellationToken,
+}
+
+impl EngineThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system refuses it.
+    pub fn spawn(run: impl FnOnce() + Send + 'static) -> anyhow::Result<Self> {
+        let ended = CancellationToken::new();
+        let guard = ended.clone().drop_guard();
+        let thread = thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || {
+                let _guard = guard;
+                run();
+            })
+            .context("cannot start a thread")?;
+        Ok(Self { thread, ended })
+    }
+}
+
+/// A service that is loaded and bound, ready to serve.
+#[derive(Debug)]
+pub struct Service {
+    server: Server,
+    bound: Bound,
+    admin: Option<(Admin, Bound)>,
+    engine: EngineThread,
+}
+
+impl Service {
+    /// Binds the admin port where the configuration asks for one. `metrics` renders what it shows, as
+    /// [`Admin::new`] says.
+    ///
+    /// # Errors
+    /// The admin port cannot be bound.
+    pub async fn new(
+        config: &ServerConfig,
+        server: Server,
+        bound: Bound,
+        engine: EngineThread,
+        metrics: impl Fn() -> String + Send + Sync + 'static,
+    ) -> anyhow::Result<Self> {
+        let admin = match config.admin_listen {
+            Some(address) => Some((Admin::new(server.health(), metrics), listener::bind(address).await?)),
+            None => None,
+        };
+        Ok(Self { server, bound, admin, engine })
+    }
+
+    /// Where it listens, with the real port.
+    pub fn address(&self) -> SocketAddr {
+        self.bound.address()
+    }
+
+    /// Serves until `shutdown`, or until the engine ends unasked: a service without its engine is of no
+    /// use, and its supervisor starts another. Running calls then get the drain time of the configuration.
+    ///
+    /// `drain` is awaited when `shutdown` comes, before calls are refused; `stop` when all calls have
+    /// ended: it must make the engine's thread end.
+    ///
+    /// # Errors
+    /// The engine or the transport failed.
+    pub async fn serve(
+        self,
+        shutdown: CancellationToken,
+        drain: impl Future<Output = ()> + Send + 'static,
+        stop: impl Future<Output = ()>,
+    ) -> anyhow::Result<Drain> {
+        let Self { server, bound, admin, engine: EngineThread { thread, ended } } = self;
+        let health = server.health();
+        health.set_serving(true).await;
+        let served = CancellationToken::new();
+        let admin = admin.map(|(admin, bound)| tokio::spawn(admin.serve(bound, served.clone())));
+        let draining = CancellationToken::new();
+        let watch = {
+            let draining = draining.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = shutdown.cancelled() => {
+                        health.set_serving(false).await;
+                        drain.await;
+                    }
+                    () = ended.cancelled() => {
+                        tracing::error!("the engine has ended unasked; the service stops");
+                        health.set_serving(false).await;
+                    }
+                }
+                draining.cancel();
+            })
+        };
+        let drained = server.serve(bound, draining).await;
+        watch.abort();
+        stop.await;
+        let engine = tokio::task::spawn_blocking(move || thread.join()).await?;
+        served.cancel();
+        if let Some(admin) = admin {
+            admin.await??;
+        }
+        engine.map_err(|_| anyhow!("the engine panicked; see the log above"))?;
+        Ok(drained?)
+    }
+}
