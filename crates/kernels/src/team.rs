@@ -9,6 +9,7 @@ use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -16,10 +17,15 @@ use std::time::{Duration, Instant};
 /// calls of one step, far shorter than what lies between two steps of an idle service.
 const PATIENCE: Duration = Duration::from_micros(100);
 
+/// How long a caller waits awake for a helper to end its last task, which takes some microseconds.
+const IMMINENT: Duration = Duration::from_micros(20);
+
 /// Set while helpers may join the current call.
 const OPEN: u64 = 1 << 31;
+/// Set while the caller sleeps until the last helper leaves.
+const WAITING: u64 = 1 << 30;
 /// The number of helpers at work, in the low bits.
-const ACTIVE: u64 = OPEN - 1;
+const ACTIVE: u64 = WAITING - 1;
 /// Calls are counted above.
 const CALL: u64 = 1 << 32;
 
@@ -54,6 +60,8 @@ pub(crate) struct Team {
     work: UnsafeCell<Option<Work<'static>>>,
     /// The tasks that each thread has still to do, the caller's first.
     shares: Box<[Share]>,
+    /// The caller, where it sleeps.
+    caller: Mutex<Option<Thread>>,
     /// Helpers that are parked, or about to.
     parked: AtomicUsize,
     /// A helper's task panicked.
@@ -76,6 +84,7 @@ impl Team {
             state: AtomicU64::new(0),
             work: UnsafeCell::new(None),
             shares: (0..threads).map(|_| Share::default()).collect(),
+            caller: Mutex::default(),
             parked: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             dismissed: AtomicBool::new(false),
@@ -138,8 +147,24 @@ impl Team {
             {
                 self.panicked.store(true, Relaxed);
             }
-            self.state.fetch_sub(1, Release);
+            self.leave();
         }
+    }
+
+    /// Leaves the call; the last to do so wakes a caller that sleeps.
+    fn leave(&self) {
+        let before = self.state.fetch_sub(1, AcqRel);
+        if before & WAITING != 0
+            && before & ACTIVE == 1
+            && let Some(caller) = self.caller.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            caller.unpark();
+        }
+    }
+
+    /// Whether a helper is in the call.
+    fn is_active(&self) -> bool {
+        self.state.load(Acquire) & ACTIVE != 0
     }
 
     /// Waits for an open call other than `last`; `None`: the helper is dismissed.
@@ -215,16 +240,20 @@ struct Close<'a>(&'a Team);
 
 impl Drop for Close<'_> {
     fn drop(&mut self) {
-        self.0.state.fetch_and(!OPEN, Acquire);
-        let mut turns = 0u32;
-        while self.0.state.load(Acquire) & ACTIVE != 0 {
-            turns += 1;
-            if turns.is_multiple_of(64) {
-                // The helper may have lost its core in mid-task.
-                thread::yield_now();
-            } else {
-                std::hint::spin_loop();
+        let team = self.0;
+        team.state.fetch_and(!OPEN, Acquire);
+        let start = Instant::now();
+        while start.elapsed() < IMMINENT {
+            if !team.is_active() {
+                return;
             }
+            std::hint::spin_loop();
+        }
+        // The helper has lost its core in mid-task: asleep, this thread leaves it its own.
+        *team.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
+        team.state.fetch_or(WAITING, AcqRel);
+        while team.is_active() {
+            thread::park();
         }
     }
 }

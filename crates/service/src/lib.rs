@@ -8,6 +8,7 @@ pub mod admin;
 pub mod args;
 pub mod config;
 pub mod engine;
+mod imminent;
 mod keys;
 mod layers;
 pub mod listener;
@@ -18,3 +19,5 @@ pub mod service;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;
+
+pub use imminent::imminent;

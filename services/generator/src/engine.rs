@@ -14,6 +14,7 @@ use attune_engine::{BaseModel, ForwardError, Output as Wanted, SequenceRows, kv:
 use attune_guidance::RowError;
 use attune_kernels::{SelectRow, Threads, select};
 use attune_proto::reward::v1::response_frame::Frame;
+use attune_service::imminent;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use tonic::Status;
 
@@ -139,9 +140,12 @@ impl Engine {
             } else {
                 self.next_deadline()
             };
-            let received = match until {
-                Some(until) => self.commands.recv_deadline(until),
-                None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let soon =
+                if self.sequences.is_empty() { None } else { imminent(|| self.commands.try_recv().ok()) };
+            let received = match (soon, until) {
+                (Some(command), _) => Ok(command),
+                (None, Some(until)) => self.commands.recv_deadline(until),
+                (None, None) => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match received {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,

@@ -10,6 +10,7 @@ use attune_proto::reward::v1::{
     FailureReason, Load, Normalization, Open, Opened, Reference, RequestFrame, Weights, request_frame,
     response_frame,
 };
+use attune_service::imminent;
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -117,7 +118,9 @@ impl Engine {
     pub(crate) fn run(mut self) {
         loop {
             if !self.scheduler.has_work() {
-                match self.commands.blocking_recv() {
+                let soon =
+                    if self.sessions.is_empty() { None } else { imminent(|| self.commands.try_recv().ok()) };
+                match soon.or_else(|| self.commands.blocking_recv()) {
                     None | Some(Command::Stop) => return,
                     Some(command) => self.handle(command),
                 }
