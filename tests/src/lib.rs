@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod load;
 mod pair;
 mod process;
 
 pub use client::{Generated, by_ids, greedy, guided, say};
+pub use load::{PATIENCE, generator_load, wait_for_load, wait_for_sessions, worker_load};
 pub use pair::Pair;
 pub use process::{Process, binary, workspace_root};

@@ -18,6 +18,7 @@ pub struct Pair {
     pub endpoint: String,
     /// The workers' addresses, as URLs.
     pub workers: Vec<String>,
+    base: PathBuf,
     stop: CancellationToken,
     services: JoinSet<Result<Drain>>,
     _folder: Option<tempfile::TempDir>,
@@ -74,17 +75,28 @@ impl Pair {
         let worker = Worker::start(config).await.context("the worker does not start")?;
         let workers = vec![format!("http://{}", worker.address())];
         services.spawn(worker.serve(stop.clone()));
+        let mut pair =
+            Self { endpoint: String::new(), workers, base: base.into(), stop, services, _folder: None };
+        pair.endpoint = pair.another_generator(generator).await?;
+        Ok(pair)
+    }
+
+    /// Starts another generator with the same base model and the same workers, and gives its address.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn another_generator(&mut self, edit: impl FnOnce(&mut GeneratorConfig)) -> Result<String> {
         let mut config = GeneratorConfig {
-            engine: engine(base),
-            reward: workers.clone(),
+            engine: engine(&self.base),
+            reward: self.workers.clone(),
             server: server(),
             ..GeneratorConfig::default()
         };
-        generator(&mut config);
+        edit(&mut config);
         let generator = Generator::start(config).await.context("the generator does not start")?;
         let endpoint = format!("http://{}", generator.address());
-        services.spawn(generator.serve(stop.clone()));
-        Ok(Self { endpoint, workers, stop, services, _folder: None })
+        self.services.spawn(generator.serve(self.stop.clone()));
+        Ok(endpoint)
     }
 
     /// A client of the generator.

@@ -222,14 +222,16 @@ async fn a_deadline_ends_the_text_and_frees_the_slot() {
 
 #[tokio::test]
 async fn more_than_slots_and_queue_is_refused_with_a_time_to_retry() {
-    let set = |g: &mut attune_generator::GeneratorConfig| (g.engine.slots, g.queue) = (1, 1);
-    let pair = Pair::random_with(&shape(), (1, 2), set, |_| ()).await.unwrap();
+    let set =
+        |g: &mut attune_generator::GeneratorConfig| (g.engine.slots, g.queue, g.max_tokens) = (1, 1, 4000);
+    let pair =
+        Pair::random_with(&Shape { max_position: 4096, ..shape() }, (1, 2), set, |_| ()).await.unwrap();
     let client = pair.client().await.unwrap();
     let mut held = Vec::new();
     let mut refused = None;
     // Two fit; a request is counted from the moment it is accepted until its stream ends.
     for _ in 0..3 {
-        match client.clone().generate(by_ids(&[1, 2, 3], 60)).await {
+        match client.clone().generate(by_ids(&[1, 2, 3], 4000)).await {
             Ok(stream) => held.push(stream.into_inner()),
             Err(status) => refused = Some(status),
         }

@@ -9,7 +9,6 @@ use attune_proto::{
     reward::v1::{ChatMessage, ChatMessages, Normalization, Prompt, Reference, prompt::Kind},
 };
 use attune_tests::{Generated, Pair, by_ids, guided};
-use tokio::task::JoinSet;
 
 fn shape() -> Shape {
     Shape { max_position: 256, ..Shape::tiny(Family::Llama) }
@@ -166,60 +165,6 @@ async fn bias_penalty_and_minimum_act_before_the_choice() {
     let never = Generated::of(&mut client, ending(0, true)).await.unwrap();
     assert_eq!((never.tokens.len(), never.finish.reason()), (16, FinishReason::Length));
     pair.stop().await.unwrap();
-}
-
-/// The same seeded requests alone, and together with others of other lengths and settings, on a pair
-/// with other chunks, threads and slots.
-#[tokio::test]
-async fn company_changes_no_token() {
-    let requests: Vec<GenerateRequest> = (0..12)
-        .map(|i| {
-            let prompt: Vec<u32> = (0..(3 + 7 * i) % 50 + 1).map(|t| (t * 31 + i * 17) % 500).collect();
-            let mut request = by_ids(&prompt, 10 + i % 9);
-            if let Some(sampling) = &mut request.sampling {
-                sampling.temperature = Some([0.0, 0.7, 1.5][i as usize % 3]);
-                sampling.seed = Some(u64::from(i));
-                sampling.candidates = Some(1 + (i * 5) % 64);
-                sampling.top_p = Some([1.0, 0.9][i as usize % 2]);
-                sampling.repetition_penalty = Some([1.0, 1.2][i as usize / 2 % 2]);
-            }
-            request.guidances = (0..i % 3).map(|j| guided(0.5 + j as f32)).collect();
-            request
-        })
-        .collect();
-    let pair = Pair::random(&shape(), (11, 12)).await.unwrap();
-    let mut client = pair.client().await.unwrap();
-    let mut alone = Vec::new();
-    for request in &requests {
-        alone.push(Generated::of(&mut client, request.clone()).await.unwrap().ids());
-    }
-    pair.stop().await.unwrap();
-
-    for (chunk, threads, cache_blocks_mib) in [(1, 2, 64), (7, 1, 64), (512, 2, 1)] {
-        let pair = Pair::random_with(
-            &shape(),
-            (11, 12),
-            |g| {
-                let engine = &mut g.engine;
-                (engine.prefill_chunk, engine.threads) = (chunk, threads);
-                (engine.cache_mib, engine.slots) = (cache_blocks_mib, 8);
-            },
-            |r| (r.engine.prefill_chunk, r.engine.threads) = (chunk + 2, threads),
-        )
-        .await
-        .unwrap();
-        let client = pair.client().await.unwrap();
-        let mut together = JoinSet::new();
-        for (i, request) in requests.iter().cloned().enumerate() {
-            let mut client = client.clone();
-            together.spawn(async move { (i, Generated::of(&mut client, request).await.unwrap().ids()) });
-        }
-        while let Some(ended) = together.join_next().await {
-            let (i, ids) = ended.unwrap();
-            assert_eq!(ids, alone[i], "request {i} with chunks of {chunk} and {threads} threads");
-        }
-        pair.stop().await.unwrap();
-    }
 }
 
 #[tokio::test]

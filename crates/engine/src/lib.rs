@@ -18,6 +18,7 @@ mod ops;
 mod persrm;
 pub mod random_checkpoint;
 mod rope;
+mod shared_prefix;
 mod text;
 mod tokenizer;
 
@@ -29,5 +30,6 @@ pub use config::{DecoderConfig, Rope, RopeScaling};
 pub use decoder::{Decoder, Output, SequenceRows};
 pub use error::{ForwardError, LoadError};
 pub use persrm::{DefaultReference, PersRm, Side};
+pub use shared_prefix::SharedPrefix;
 pub use text::{Piece, TextError, TextStream};
 pub use tokenizer::Tokenizer;

@@ -3,6 +3,7 @@
 
 use std::{path::Path, thread};
 
+use attune_engine::SharedPrefix;
 use attune_kernels::{Format, KernelError, Threads};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,11 @@ pub struct EngineConfig {
     /// Tokens of prompts that one forward pass reads, over all texts, 1 to 65536. The steps of other
     /// texts wait no longer than that takes. Default: 64.
     pub prefill_chunk: usize,
+    /// Whether what has been computed is kept for texts that begin alike. Default: true.
+    pub prefix_cache: bool,
+    /// The operator's own beginnings of prompts, shared between all owners; anything else is shared
+    /// within one owner alone. A table each, `{ system = "..." }`, so they stand in the file.
+    pub shared_prefixes: Vec<SharedPrefix>,
 }
 
 impl Default for EngineConfig {
@@ -91,6 +97,8 @@ impl Default for EngineConfig {
             slots: 64,
             cache_mib: 1024,
             prefill_chunk: 64,
+            prefix_cache: true,
+            shared_prefixes: Vec::new(),
         }
     }
 }
@@ -110,7 +118,13 @@ impl EngineConfig {
         }
         check_range("slots", self.slots, 1..=65_536)?;
         check_range("cache_mib", self.cache_mib, 1..=1 << 24)?;
-        check_range("prefill_chunk", self.prefill_chunk, 1..=65_536)
+        check_range("prefill_chunk", self.prefill_chunk, 1..=65_536)?;
+        for (i, prefix) in self.shared_prefixes.iter().enumerate() {
+            if let Some(allowed) = prefix.problem() {
+                return Err(invalid(&format!("shared_prefixes[{i}]"), format!("{prefix:?}"), allowed));
+            }
+        }
+        Ok(())
     }
 
     /// The name that others know the model by; never empty.

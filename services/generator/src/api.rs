@@ -9,7 +9,7 @@ use std::{
 
 use attune_engine::BaseModel;
 use attune_proto::generator::v1::{
-    DescribeRequest, DescribeResponse, GenerateRequest, RewardWorker,
+    DescribeRequest, DescribeResponse, GenerateRequest, Load, RewardWorker,
     generator_service_server::GeneratorService,
 };
 use attune_service::status;
@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     engine::Command,
     output::{Message, Output},
+    scheduler,
     sequence::Submission,
     validate::{Limits, ValidRequest},
     worker::Known,
@@ -40,6 +41,8 @@ pub(crate) struct Api {
     pub(crate) limits: Limits,
     pub(crate) slots: usize,
     pub(crate) queue: usize,
+    /// How busy the engine is.
+    pub(crate) load: watch::Receiver<scheduler::Load>,
     /// Each worker's address and what is known of it.
     pub(crate) workers: Vec<(String, watch::Receiver<Known>)>,
 }
@@ -60,6 +63,7 @@ impl GeneratorService for Api {
             queue: self.queue as u32,
             reward_workers: self.workers.iter().map(|(url, known)| describe(url, &known.borrow())).collect(),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            load: Some(load(*self.load.borrow())),
         }))
     }
 
@@ -151,6 +155,20 @@ fn deadline(request: &Request<GenerateRequest>) -> Result<Option<Instant>, Statu
     };
     let timeout = parse().ok_or_else(|| Status::invalid_argument("grpc-timeout is not a valid timeout"))?;
     Ok(Instant::now().checked_add(timeout))
+}
+
+fn load(load: scheduler::Load) -> Load {
+    let scheduler::Load { running, waiting, preempted, cache } = load;
+    Load {
+        running: running as u32,
+        waiting: waiting as u32,
+        blocks_used: cache.used as u32,
+        blocks_kept: cache.kept as u32,
+        blocks_total: cache.total as u32,
+        asked_tokens: cache.asked_tokens,
+        hit_tokens: cache.hit_tokens,
+        preempted,
+    }
 }
 
 fn describe(url: &str, known: &Known) -> RewardWorker {

@@ -16,12 +16,13 @@ use attune_kernels::{SelectRow, Threads, select};
 use attune_proto::reward::v1::response_frame::Frame;
 use attune_service::imminent;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
+use tokio::sync::watch;
 use tonic::Status;
 
 use crate::{
     guides::{self, Verdict},
     pool::Pool,
-    scheduler::{PlannedRows, Scheduler, SequenceId},
+    scheduler::{Load, PlannedRows, Scheduler, SequenceId},
     sequence::{Next, Sequence, Submission},
     worker::{WorkerEvent, WorkerId},
 };
@@ -48,6 +49,14 @@ pub(crate) struct Patience {
     pub(crate) reward: Duration,
 }
 
+/// The engine's ends of its channels.
+pub(crate) struct Ends {
+    /// What it is told.
+    pub(crate) commands: Receiver<Command>,
+    /// Where it says how busy it is.
+    pub(crate) load: watch::Sender<Load>,
+}
+
 /// The engine's state; it lives on its own thread.
 pub(crate) struct Engine {
     model: Arc<BaseModel>,
@@ -61,6 +70,7 @@ pub(crate) struct Engine {
     patience: Patience,
     threads: Threads,
     commands: Receiver<Command>,
+    load: watch::Sender<Load>,
 }
 
 impl Engine {
@@ -72,7 +82,7 @@ impl Engine {
         workers: usize,
         patience: Patience,
         threads: Threads,
-        commands: Receiver<Command>,
+        Ends { commands, load }: Ends,
     ) -> Self {
         let sequences = BTreeMap::new();
         let pool = Pool::new(workers);
@@ -87,6 +97,7 @@ impl Engine {
             patience,
             threads,
             commands,
+            load,
         }
     }
 
@@ -129,6 +140,7 @@ impl Engine {
             }
             // Chosen tokens leave before this thread's own forward pass begins.
             self.flush();
+            self.load.send_replace(self.scheduler.load());
             let now = Instant::now();
             let until = if self.scheduler.has_work() || self.scheduler.can_admit() {
                 let since = *runnable_since.get_or_insert(now);
@@ -169,7 +181,7 @@ impl Engine {
             Command::Submit(submission) => {
                 let sequence = Sequence::new(*submission);
                 self.last_id += 1;
-                self.scheduler.submit(self.last_id, &sequence.owner, sequence.tokens.len());
+                self.scheduler.submit(self.last_id, &sequence.owner, sequence.tokens.clone());
                 self.sequences.insert(self.last_id, sequence);
             }
             Command::Worker(worker, WorkerEvent::Up(description, requests)) => {
@@ -236,7 +248,7 @@ impl Engine {
         let due: Vec<(Instant, SequenceId)> = due;
         for (_, id) in due {
             if let Some(sequence) = self.sequences.get(&id) {
-                self.scheduler.submit(id, &sequence.owner, sequence.tokens.len());
+                self.scheduler.submit(id, &sequence.owner, sequence.tokens.clone());
             }
         }
         for id in self.sequences.keys().copied().collect::<Vec<_>>() {
@@ -298,7 +310,9 @@ impl Engine {
         }
         let now = Instant::now();
         for (id, candidates) in complete.into_iter().zip(selected) {
+            let found = self.scheduler.found(id);
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
+            sequence.prefilled(found);
             match candidates {
                 Ok(candidates) => sequence.ask(candidates, now),
                 Err(error) => self.fail(id, row_status(error)),
@@ -316,7 +330,8 @@ impl Engine {
         let now = Instant::now();
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         match sequence.choose(&self.model, now) {
-            Ok(Next::Continue) => self.scheduler.push(id),
+            Ok(Next::Wait) => {}
+            Ok(Next::Continue(token)) => self.scheduler.push(id, token),
             Ok(Next::Finish(reason)) => {
                 self.scheduler.remove(id);
                 if let Some(sequence) = self.sequences.remove(&id) {

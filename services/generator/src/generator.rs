@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, anyhow, bail};
 use attune_engine::{
-    BaseModel, LoadOptions, hub,
-    kv::{BLOCK_SIZE, KvCache, blocks_for},
+    BaseModel, LoadOptions, PreferenceTemplate, SharedPrefix, hub,
+    kv::{BLOCK_SIZE, KvCache, Sharing, blocks_for},
 };
 use attune_kernels::Threads;
 use attune_proto::{
@@ -28,7 +28,7 @@ use tonic::transport::Endpoint;
 use crate::{
     api::Api,
     config::GeneratorConfig,
-    engine::{Command, Engine, Patience},
+    engine::{Command, Ends, Engine, Patience},
     scheduler::{self, Scheduler},
     validate::Limits,
     worker::{Fit, Known, Problem, keep_connected},
@@ -56,16 +56,18 @@ impl Generator {
                 .await
                 .context("the model's loading broke off")??
         };
-        let Loaded { model, cache, blocks, threads } = loaded;
+        let Loaded { model, cache, blocks, sharing, threads } = loaded;
         let slots = config.engine.slots;
         let limits = scheduler::Limits { slots, prefill_chunk: config.engine.prefill_chunk };
         let (commands, inbox) = crossbeam_channel::unbounded();
+        let (load, watched) = watch::channel(scheduler::Load::default());
         let engine = {
             let (model, workers) = (Arc::clone(&model), endpoints.len());
             let patience = Patience { grace: config.grace(), reward: config.reward_wait() };
             EngineThread::spawn(move || {
-                let scheduler = Scheduler::new(limits, blocks);
-                Engine::new(model, cache, scheduler, workers, patience, threads, inbox).run();
+                let scheduler = Scheduler::new(limits, blocks, sharing);
+                let ends = Ends { commands: inbox, load };
+                Engine::new(model, cache, scheduler, workers, patience, threads, ends).run();
             })?
         };
         let mut connections = JoinSet::new();
@@ -85,6 +87,7 @@ impl Generator {
             },
             slots,
             queue: config.queue,
+            load: watched,
             workers,
         };
         let server = Server::new(&config.server)
@@ -157,6 +160,7 @@ struct Loaded {
     model: Arc<BaseModel>,
     cache: KvCache,
     blocks: usize,
+    sharing: Sharing,
     threads: Threads,
 }
 
@@ -171,6 +175,11 @@ fn load(config: &GeneratorConfig) -> anyhow::Result<Loaded> {
     let blocks = engine.blocks(KvCache::block_bytes(shape), blocks_for(shape.context + 1), 2)?;
     let cache = KvCache::new(shape, blocks, &candle_core::Device::Cpu)?;
     let assets = &model.assets;
+    let sharing = if engine.prefix_cache {
+        SharedPrefix::sharing(&engine.shared_prefixes, assets, &PreferenceTemplate::new(None)?)?
+    } else {
+        Sharing::Off
+    };
     tracing::info!(
         model = assets.id,
         revision = assets.revision,
@@ -181,5 +190,5 @@ fn load(config: &GeneratorConfig) -> anyhow::Result<Loaded> {
         blocks,
         "the base model is loaded"
     );
-    Ok(Loaded { cache, blocks, threads, model: Arc::new(model) })
+    Ok(Loaded { cache, blocks, sharing, threads, model: Arc::new(model) })
 }

@@ -1,12 +1,12 @@
 //! Who runs, who waits, and which blocks they hold: pure state, with no clock, channel or tensor.
 //!
-//! A sequence is a length and how much of it is in the cache. Whatever lies between is work: a whole
-//! prompt, the rest of a chunked one, or the one token chosen last. So prefill, decode and the return
-//! of a pre-empted sequence are the same thing.
+//! A sequence is its tokens and how many of them are in the cache. The others are work: a whole prompt,
+//! the rest of a chunked one or of one whose beginning was found, or the one token chosen last. So
+//! prefill, decode and the return of a pre-empted sequence are the same thing.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use attune_engine::kv::{Block, BlockPool, blocks_for};
+use attune_engine::kv::{BlockPool, BlockTable, CacheStats, Reader, Sharing, Writes};
 
 /// Names a sequence for as long as the process lives.
 pub(crate) type SequenceId = u64;
@@ -28,6 +28,7 @@ pub(crate) struct Scheduler {
     waiting: Waiting,
     /// In the order of admission: the last is the youngest.
     running: Vec<Running>,
+    preempted: u64,
 }
 
 /// The rows of one iteration.
@@ -52,31 +53,59 @@ pub(crate) struct PlannedRows {
     pub(crate) complete: bool,
 }
 
+/// How busy the scheduler is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Load {
+    /// Sequences that run.
+    pub(crate) running: usize,
+    /// Sequences that wait.
+    pub(crate) waiting: usize,
+    /// How often a sequence was pre-empted so far.
+    pub(crate) preempted: u64,
+    /// The cache.
+    pub(crate) cache: CacheStats,
+}
+
 #[derive(Debug)]
 struct Running {
     id: SequenceId,
     owner: String,
-    length: usize,
+    tokens: Vec<u32>,
+    /// How many of them are in the cache.
     cached: usize,
-    blocks: Vec<Block>,
-    table: Vec<u32>,
+    /// How many of these were found there.
+    found: usize,
+    table: BlockTable,
 }
 
 impl Running {
     fn work(&self) -> usize {
-        self.length - self.cached
+        self.tokens.len() - self.cached
     }
+
+    /// Takes over what has been computed for others since it was admitted.
+    fn adopt(&mut self) {
+        let adopted = self.table.adopt(&self.tokens);
+        self.found += adopted.saturating_sub(self.cached);
+        self.cached = self.cached.max(adopted);
+    }
+}
+
+/// The base model has one cache.
+fn reader(owner: &str) -> Reader<'_> {
+    Reader { owner, writes: Writes::One }
 }
 
 impl Scheduler {
     /// An idle scheduler over a cache of `blocks` blocks.
-    pub(crate) fn new(limits: Limits, blocks: usize) -> Self {
-        Self { limits, pool: BlockPool::new(blocks), waiting: Waiting::default(), running: Vec::new() }
+    pub(crate) fn new(limits: Limits, blocks: usize, sharing: Sharing) -> Self {
+        let pool = BlockPool::new(blocks, sharing);
+        Self { limits, pool, waiting: Waiting::default(), running: Vec::new(), preempted: 0 }
     }
 
-    /// Queues a sequence of `length` tokens behind its owner's others.
-    pub(crate) fn submit(&mut self, id: SequenceId, owner: &str, length: usize) {
-        self.waiting.push_back(owner, Entry { id, length });
+    /// Queues a sequence of these tokens, at least one, behind its owner's others.
+    pub(crate) fn submit(&mut self, id: SequenceId, owner: &str, tokens: Vec<u32>) {
+        self.waiting.push_back(owner, Entry { id, tokens });
     }
 
     /// Admits who waits longest, taking turns between owners, while a slot and the blocks of the whole
@@ -84,12 +113,12 @@ impl Scheduler {
     pub(crate) fn admit(&mut self) -> Vec<SequenceId> {
         let mut admitted = Vec::new();
         while self.running.len() < self.limits.slots {
-            let Some(next) = self.waiting.peek() else { break };
+            let Some((owner, Entry { tokens, .. })) = self.waiting.peek() else { break };
             // One block more than now needed: an admission must not pre-empt itself at its first token.
-            let Some(blocks) = self.pool.take(blocks_for(next.length + 1)) else { break };
-            let Some((owner, Entry { id, length })) = self.waiting.pop() else { break };
-            let table = blocks.iter().map(Block::id).collect();
-            self.running.push(Running { id, owner, length, cached: 0, blocks, table });
+            let Some(table) = self.pool.open(reader(owner), tokens, tokens.len() + 1) else { break };
+            let Some((owner, Entry { id, tokens })) = self.waiting.pop() else { break };
+            let cached = table.kept();
+            self.running.push(Running { id, owner, tokens, cached, found: cached, table });
             admitted.push(id);
         }
         admitted
@@ -103,6 +132,7 @@ impl Scheduler {
         let mut chunk = self.limits.prefill_chunk;
         let mut at = 0;
         while at < self.running.len() {
+            self.running[at].adopt();
             let work = self.running[at].work();
             let count = if work > 1 { work.min(chunk) } else { work };
             if count == 0 {
@@ -127,15 +157,13 @@ impl Scheduler {
     fn grow(&mut self, at: usize, preempted: &mut Vec<SequenceId>) -> bool {
         loop {
             let running = &mut self.running[at];
-            let missing = blocks_for(running.length).saturating_sub(running.blocks.len());
-            if let Some(blocks) = self.pool.take(missing) {
-                running.table.extend(blocks.iter().map(Block::id));
-                running.blocks.extend(blocks);
+            if running.table.grow(running.tokens.len()) {
                 return true;
             }
-            let Some(youngest) = self.running.pop() else { return false };
-            preempted.push(youngest.id);
-            self.waiting.push_front(&youngest.owner, Entry { id: youngest.id, length: youngest.length });
+            let Some(Running { id, owner, tokens, .. }) = self.running.pop() else { return false };
+            preempted.push(id);
+            self.preempted += 1;
+            self.waiting.push_front(&owner, Entry { id, tokens });
             if self.running.len() == at {
                 return false;
             }
@@ -146,13 +174,14 @@ impl Scheduler {
     pub(crate) fn advance(&mut self, id: SequenceId, count: usize) {
         if let Some(running) = self.find(id) {
             running.cached += count;
+            running.table.keep(&running.tokens[..running.cached]);
         }
     }
 
     /// Notes that a token was chosen for a sequence.
-    pub(crate) fn push(&mut self, id: SequenceId) {
+    pub(crate) fn push(&mut self, id: SequenceId, token: u32) {
         if let Some(running) = self.find(id) {
-            running.length += 1;
+            running.tokens.push(token);
         }
     }
 
@@ -164,7 +193,12 @@ impl Scheduler {
 
     /// The block table of a running sequence.
     pub(crate) fn table(&self, id: SequenceId) -> Option<&[u32]> {
-        self.running.iter().find(|r| r.id == id).map(|r| &r.table[..])
+        self.running.iter().find(|r| r.id == id).map(|r| r.table.ids())
+    }
+
+    /// Tokens of a running sequence that were found in the cache since it was admitted.
+    pub(crate) fn found(&self, id: SequenceId) -> usize {
+        self.running.iter().find(|r| r.id == id).map_or(0, |r| r.found)
     }
 
     /// Whether any running sequence has rows to compute.
@@ -174,15 +208,20 @@ impl Scheduler {
 
     /// Whether a waiting sequence could be admitted now.
     pub(crate) fn can_admit(&self) -> bool {
-        self.running.len() < self.limits.slots
-            && self.waiting.peek().is_some_and(|next| blocks_for(next.length + 1) <= self.pool.free())
+        let fits = |(owner, Entry { tokens, .. }): (&str, &Entry)| {
+            self.pool.fits(reader(owner), tokens, tokens.len() + 1)
+        };
+        self.running.len() < self.limits.slots && self.waiting.peek().is_some_and(fits)
     }
 
-    /// Sequences that run, that wait, blocks in use, blocks in all.
-    #[cfg(test)]
-    fn load(&self) -> (usize, usize, usize, usize) {
-        let total = self.pool.total();
-        (self.running.len(), self.waiting.len(), total - self.pool.free(), total)
+    /// Who runs and waits, and how the cache is used.
+    pub(crate) fn load(&self) -> Load {
+        Load {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            preempted: self.preempted,
+            cache: self.pool.stats(),
+        }
     }
 
     fn find(&mut self, id: SequenceId) -> Option<&mut Running> {
@@ -190,10 +229,10 @@ impl Scheduler {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Entry {
     id: SequenceId,
-    length: usize,
+    tokens: Vec<u32>,
 }
 
 /// One queue an owner; owners take turns, so that one with many requests delays only itself.
@@ -223,8 +262,9 @@ impl Waiting {
         self.queues.entry(owner.to_owned()).or_default()
     }
 
-    fn peek(&self) -> Option<Entry> {
-        self.queues.get(self.turns.front()?)?.front().copied()
+    fn peek(&self) -> Option<(&str, &Entry)> {
+        let owner = self.turns.front()?;
+        Some((owner, self.queues.get(owner)?.front()?))
     }
 
     fn pop(&mut self) -> Option<(String, Entry)> {
@@ -247,82 +287,11 @@ impl Waiting {
         self.turns.retain(|owner| self.queues.contains_key(owner));
     }
 
-    #[cfg(test)]
     fn len(&self) -> usize {
         self.queues.values().map(VecDeque::len).sum()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use attune_engine::kv::BLOCK_SIZE;
-
-    fn scheduler(slots: usize, chunk: usize, blocks: usize) -> Scheduler {
-        Scheduler::new(Limits { slots, prefill_chunk: chunk }, blocks)
-    }
-
-    /// Runs a plan and chooses a token for whoever it completes.
-    fn run(s: &mut Scheduler) -> Plan {
-        let plan = s.plan();
-        for rows in &plan.rows {
-            s.advance(rows.id, rows.count);
-            if rows.complete {
-                s.push(rows.id);
-            }
-        }
-        plan
-    }
-
-    #[test]
-    fn a_long_prompt_is_chunked_and_others_decode_beside_it() {
-        let mut s = scheduler(4, 8, 64);
-        s.submit(1, "a", 3);
-        assert_eq!(s.admit(), [1]);
-        run(&mut s);
-        s.submit(2, "a", 20);
-        s.admit();
-        for (start, count) in [(0, 8), (8, 8), (16, 4)] {
-            let plan = run(&mut s);
-            assert_eq!(plan.rows.len(), 2, "the decoding sequence has a row in every iteration");
-            assert_eq!((plan.rows[1].start, plan.rows[1].count), (start, count));
-            assert_eq!(plan.rows[1].complete, start == 16);
-        }
-    }
-
-    #[test]
-    fn owners_take_turns() {
-        let mut s = scheduler(3, 64, 64);
-        for id in 1..=3 {
-            s.submit(id, "many", 2);
-        }
-        s.submit(4, "one", 2);
-        assert_eq!(s.admit(), [1, 4, 2]);
-    }
-
-    #[test]
-    fn the_youngest_gives_way_and_comes_back_first() {
-        // Blocks for two sequences of one block and a bit.
-        let mut s = scheduler(4, 64, 3);
-        s.submit(1, "a", BLOCK_SIZE - 1);
-        s.submit(2, "a", BLOCK_SIZE - 1);
-        s.submit(3, "a", 2 * BLOCK_SIZE);
-        assert_eq!(s.admit(), [1, 2]);
-        let preempted: Vec<_> = (0..2 * BLOCK_SIZE).flat_map(|_| run(&mut s).preempted).collect();
-        assert_eq!(preempted, [2]);
-        s.remove(1);
-        assert_eq!(s.admit(), [2], "before the one that has never run");
-    }
-
-    #[test]
-    fn what_is_removed_leaves_nothing_behind() {
-        let mut s = scheduler(1, 64, 8);
-        s.submit(1, "a", 5);
-        s.submit(2, "b", 5);
-        s.admit();
-        s.remove(1);
-        s.remove(2);
-        assert_eq!(s.load(), (0, 0, 0, 8));
-        assert!(!s.has_work() && !s.can_admit());
-    }
-}
+#[path = "scheduler_tests.rs"]
+mod tests;

@@ -56,6 +56,8 @@ pub(crate) struct Sequence {
     /// Distinct tokens so far, kept only where a repetition penalty asks for them.
     seen: Vec<u32>,
     times: Times,
+    /// Prompt tokens whose prefill was found in the cache; `None` before the first step.
+    cached: Option<usize>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -119,6 +121,7 @@ impl Sequence {
             output,
             seen,
             times,
+            cached: None,
             _permit: permit,
         }
     }
@@ -148,6 +151,12 @@ impl Sequence {
     /// Notes the admission.
     pub(crate) fn admitted(&mut self, now: Instant) {
         self.times.admitted.get_or_insert(now);
+    }
+
+    /// Notes that the prefill is done, `found` tokens of it found in the cache. The first one counts: a
+    /// sequence that comes back finds what it had computed itself.
+    pub(crate) fn prefilled(&mut self, found: usize) {
+        self.cached.get_or_insert(found.min(self.request.prompt_ids.len()));
     }
 
     /// Asks every open session for the rewards of the step's candidates.
@@ -196,7 +205,7 @@ impl Sequence {
     /// # Errors
     /// Numbers that are not finite: this text fails, alone.
     pub(crate) fn choose(&mut self, model: &BaseModel, now: Instant) -> Result<Next, RowError> {
-        let Some(Pending { candidates, since }) = self.pending.take() else { return Ok(Next::Continue) };
+        let Some(Pending { candidates, since }) = self.pending.take() else { return Ok(Next::Wait) };
         let rewards = self
             .guides
             .iter_mut()
@@ -244,7 +253,7 @@ impl Sequence {
                     session.advance(step, chosen.id);
                 }
             }
-            return Ok(Next::Continue);
+            return Ok(Next::Continue(chosen.id));
         };
         Ok(Next::Finish(reason))
     }
@@ -309,7 +318,7 @@ impl Sequence {
             usage: Some(Usage {
                 prompt_tokens: self.request.prompt_ids.len() as u32,
                 generated_tokens: self.step() - self.request.resumed.len() as u32,
-                cached_tokens: 0,
+                cached_tokens: self.cached.unwrap_or(0) as u32,
             }),
             timings: Some(Timings {
                 queue_seconds: seconds(Some(times.arrived), times.admitted),
@@ -332,8 +341,10 @@ impl Sequence {
 /// What follows a chosen token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Another step.
-    Continue,
+    /// Nothing: no step is pending.
+    Wait,
+    /// Another step, behind this token.
+    Continue(u32),
     /// The text has ended.
     Finish(FinishReason),
 }

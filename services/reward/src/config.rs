@@ -110,6 +110,25 @@ mod tests {
     }
 
     #[test]
+    fn shared_prefixes_stand_in_the_file() {
+        let file = |text: &str| {
+            let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            load(&["--model", "x", "--config", &file.path().to_string_lossy()], &[])
+        };
+        let system = "[[shared_prefixes]]\nsystem = \"Be brief, please.\"\n";
+        let config = file(&format!("prefix_cache = false\n{system}preference = \"in verse\"")).unwrap();
+        assert!(!config.engine.prefix_cache);
+        let prefix = &config.engine.shared_prefixes[0];
+        assert_eq!(prefix.system.as_deref(), Some("Be brief, please."));
+        assert_eq!((prefix.preference.as_deref(), &prefix.text), (Some("in verse"), &None));
+        for wrong in ["[[shared_prefixes]]", &format!("{system}text = \"\""), "shared_prefixes = [\"x\"]"] {
+            let error = file(wrong).unwrap_err().to_string();
+            assert!(error.contains("shared_prefixes"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (flags, env, named) in [
             (&["--slots", "3"][..], ("X", ""), "model"),

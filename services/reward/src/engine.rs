@@ -6,6 +6,7 @@ mod pass;
 
 use std::{collections::HashMap, sync::mpsc as jobs, time::Instant};
 
+use attune_engine::kv::Writes;
 use attune_proto::reward::v1::{
     FailureReason, Load, Normalization, Open, Opened, Reference, RequestFrame, Weights, request_frame,
     response_frame,
@@ -217,9 +218,9 @@ impl Engine {
                 "the session is open already; every Open needs an id of its own",
             ));
         }
-        let (key, slot) = self.scheduler.open(open.generated_tokens)?;
-        self.streams.bind(stream, open.session_id, key);
         let now = Instant::now();
+        let (key, slot) = self.scheduler.open(&open.owner, open.generated_tokens, now)?;
+        self.streams.bind(stream, open.session_id, key);
         let active = Active {
             stream,
             session_id: open.session_id,
@@ -242,7 +243,9 @@ impl Engine {
     fn admit(&mut self, key: Key, slot: Slot, resolved: Resolved) -> Result<(), Failure> {
         let Some(active) = self.sessions.get_mut(&key) else { return Ok(()) };
         let Resolved { mut guidance, head_text } = resolved;
-        self.scheduler.admit(key, slot, &guidance.prompt_token_ids)?;
+        let against_model = guidance.reference() == Reference::Model;
+        let writes = if against_model { Writes::Both } else { Writes::One };
+        self.scheduler.admit(key, slot, &guidance.prompt_token_ids, writes)?;
         if let Some(text) = head_text {
             let weights = self.model.preference_weights(&text).map_err(|e| internal(&e))?;
             if weights.iter().flatten().any(|w| !w.is_finite()) {
@@ -252,7 +255,7 @@ impl Engine {
             guidance.weights = weights.map(|values| Weights { values });
         }
         active.weights = guidance.weights.as_ref().map(|w| w.values.clone());
-        active.against_model = guidance.reference() == Reference::Model;
+        active.against_model = against_model;
         active.over_vocabulary = guidance.normalization() == Normalization::Vocabulary;
         let opened = Opened { session_id: active.session_id, guidance: Some(guidance) };
         self.streams.push(active.stream, response_frame::Frame::Opened(opened));
@@ -329,12 +332,12 @@ impl Engine {
 
     fn load(&self) -> Load {
         let count = |n| u32::try_from(n).unwrap_or(u32::MAX);
-        let (sessions, blocks_used) = self.scheduler.load();
+        let cache = self.scheduler.cache_stats();
         Load {
-            sessions: count(sessions),
+            sessions: count(self.scheduler.admitted()),
             slots: count(self.scheduler.slots()),
-            blocks_used: count(blocks_used),
-            blocks_total: count(self.scheduler.blocks()),
+            blocks_used: count(cache.used),
+            blocks_total: count(cache.total),
         }
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! Pure state: no clock, no channel, no tensor.
 
-use std::collections::BTreeMap;
-use std::ops::Bound::{Excluded, Unbounded};
+use std::{collections::BTreeMap, time::Instant};
 
-use attune_engine::kv::{BLOCK_SIZE, Block, BlockPool, blocks_for};
+use attune_engine::kv::{BLOCK_SIZE, BlockPool, BlockTable, CacheStats, Reader, Sharing, Writes};
 use attune_proto::reward::v1::FailureReason;
 
 use crate::{
@@ -41,10 +40,17 @@ pub(crate) struct Plan {
 
 struct Entry {
     session: Session,
-    blocks: Vec<Block>,
-    /// The blocks' indices, kept so that a step allocates nothing that grows with the context.
-    ids: Vec<u32>,
-    _slot: Option<Slot>,
+    owner: String,
+    /// From its admission on.
+    held: Option<Held>,
+    /// The pass that read some of its owner's prompts last, when it was opened; then of its own prompt.
+    turn: u64,
+}
+
+/// What an admitted session holds.
+struct Held {
+    table: BlockTable,
+    _slot: Slot,
 }
 
 /// All open sessions.
@@ -56,9 +62,8 @@ pub(crate) struct Scheduler {
     /// Tokens of prompts, over all sessions, in one pass.
     chunk: usize,
     next: Key,
-    /// The session whose prompt was read last: the others come before it again.
-    turn: Key,
-    admitted: usize,
+    /// Passes planned so far.
+    passes: u64,
 }
 
 impl Scheduler {
@@ -66,56 +71,68 @@ impl Scheduler {
     /// prompts a pass.
     ///
     /// The context is limited to what the blocks hold, so that a session alone always ends.
-    pub(crate) fn new(limits: Limits, slots: usize, blocks: usize, chunk: usize) -> Self {
+    pub(crate) fn new(limits: Limits, slots: usize, blocks: usize, chunk: usize, sharing: Sharing) -> Self {
         Self {
             entries: BTreeMap::new(),
             limits: Limits { context: limits.context.min(blocks * BLOCK_SIZE), ..limits },
             slots: Slots::new(slots),
-            pool: BlockPool::new(blocks),
+            pool: BlockPool::new(blocks, sharing),
             chunk: chunk.max(1),
             next: 1,
-            turn: 0,
-            admitted: 0,
+            passes: 0,
         }
     }
 
     /// Starts a session behind `generated` tokens. It holds the slot until it is admitted or dropped.
     ///
     /// # Errors
-    /// EXHAUSTED without a free slot, INVALID for tokens that can never be served.
-    pub(crate) fn open(&mut self, generated: Vec<u32>) -> Result<(Key, Slot), Failure> {
+    /// EXHAUSTED without a slot for this owner, INVALID for tokens that can never be served.
+    pub(crate) fn open(
+        &mut self,
+        owner: &str,
+        generated: Vec<u32>,
+        now: Instant,
+    ) -> Result<(Key, Slot), Failure> {
         let session = Session::new(self.limits, generated)?;
-        let slot = self.slots.take().ok_or_else(|| {
+        let slot = self.slots.take(owner, now).ok_or_else(|| {
             exhausted(format!("all {} slots are taken; try again later or elsewhere", self.slots.total()))
         })?;
         let key = self.next;
         self.next += 1;
-        self.entries.insert(key, Entry { session, blocks: vec![], ids: vec![], _slot: None });
+        // It inherits its owner's turn: else an owner could be always first by opening ever more.
+        let turn = self.entries.values().filter(|e| e.owner == owner).map(|e| e.turn).max().unwrap_or(0);
+        self.entries.insert(key, Entry { session, owner: owner.to_owned(), held: None, turn });
         Ok((key, slot))
     }
 
-    /// Admits a session with its prompt: it gets blocks for all that it knows and one more token.
-    /// Nobody else has to go for it.
+    /// Admits a session with its prompt: it gets blocks for all that it knows and one more token, of
+    /// which those found in the cache need not be read. Nobody else has to go for it.
     ///
     /// # Errors
     /// EXHAUSTED without enough free blocks, INVALID for a prompt that can never be served.
-    pub(crate) fn admit(&mut self, key: Key, slot: Slot, prompt: &[u32]) -> Result<(), Failure> {
+    pub(crate) fn admit(
+        &mut self,
+        key: Key,
+        slot: Slot,
+        prompt: &[u32],
+        writes: Writes,
+    ) -> Result<(), Failure> {
         let Some(entry) = self.entries.get_mut(&key) else { return Ok(()) };
         entry.session.set_prompt(prompt)?;
-        let tokens = (entry.session.tokens().len() + 1).min(self.limits.context);
-        entry.take(&self.pool, blocks_for(tokens)).ok_or_else(|| {
+        let tokens = entry.session.tokens();
+        let positions = (tokens.len() + 1).min(self.limits.context);
+        let reader = Reader { owner: &entry.owner, writes };
+        let table = self.pool.open(reader, tokens, positions).ok_or_else(|| {
             exhausted("too little cache memory is free; try again later or elsewhere".to_owned())
         })?;
-        entry._slot = Some(slot);
-        self.admitted += 1;
+        entry.session.advance_read(table.kept());
+        entry.held = Some(Held { table, _slot: slot });
         Ok(())
     }
 
     /// Ends a session and frees what it holds.
     pub(crate) fn remove(&mut self, key: Key) {
-        if self.entries.remove(&key).is_some_and(|e| e._slot.is_some()) {
-            self.admitted -= 1;
-        }
+        self.entries.remove(&key);
     }
 
     /// A session, to hand it a frame.
@@ -138,14 +155,14 @@ impl Scheduler {
         self.entries.iter().filter_map(|(&key, e)| Some((key, e.session.answerable()?)))
     }
 
-    /// Admitted sessions, and blocks that they hold.
-    pub(crate) fn load(&self) -> (usize, usize) {
-        (self.admitted, self.pool.total() - self.pool.free())
+    /// Admitted sessions.
+    pub(crate) fn admitted(&self) -> usize {
+        self.entries.values().filter(|e| e.held.is_some()).count()
     }
 
-    /// Blocks in all.
-    pub(crate) fn blocks(&self) -> usize {
-        self.pool.total()
+    /// How the cache is used.
+    pub(crate) fn cache_stats(&self) -> CacheStats {
+        self.pool.stats()
     }
 
     /// Slots in all.
@@ -155,59 +172,61 @@ impl Scheduler {
 
     /// The tokens of a run and its session's blocks.
     pub(crate) fn rows(&self, run: &Run) -> Option<(&[u32], &[u32])> {
-        let entry = self.entries.get(&run.key)?;
-        Some((entry.session.tokens().get(run.start..run.start + run.len)?, &entry.ids))
+        let Entry { session, held, .. } = self.entries.get(&run.key)?;
+        Some((session.tokens().get(run.start..run.start + run.len)?, held.as_ref()?.table.ids()))
     }
 
     /// Notes that a run's tokens have been read.
     pub(crate) fn done(&mut self, run: &Run) {
-        if let Some(session) = self.session(run.key) {
-            session.advance_read(run.len);
-        }
+        let Some(Entry { session, held: Some(held), .. }) = self.entries.get_mut(&run.key) else { return };
+        session.advance_read(run.len);
+        held.table.keep(&session.tokens()[..session.position()]);
     }
 
-    /// Plans the next pass: every session with one token to read, and prompts in turn as far as the
-    /// chunk goes. The youngest sessions make room where blocks run out.
+    /// Plans the next pass: every session with one token to read, and prompts as far as the chunk goes;
+    /// owners take turns, and so do the sessions of one. The youngest sessions make room where blocks
+    /// run out.
     pub(crate) fn plan(&mut self) -> Plan {
         let preempted = self.grow();
+        self.passes += 1;
+        self.entries.values_mut().for_each(Entry::adopt);
         let mut runs = Vec::new();
+        let mut prompts = Vec::new();
+        let mut turns = BTreeMap::new();
         for (&key, entry) in &self.entries {
-            if entry.session.unread() == 1 {
-                runs.push(entry.run(key, 1));
+            match entry.session.unread() {
+                0 => {}
+                1 => runs.push(entry.run(key, 1)),
+                _ => prompts.push(key),
             }
+            let turn = turns.entry(entry.owner.as_str()).or_insert(0);
+            *turn = entry.turn.max(*turn);
         }
+        prompts.sort_by_key(|key| self.entries.get(key).map(|e| (turns[e.owner.as_str()], e.turn)));
         let mut left = self.chunk;
-        let after = self.entries.range((Excluded(self.turn), Unbounded));
-        let mut turn = self.turn;
-        for (&key, entry) in after.chain(self.entries.range(..=self.turn)) {
-            let unread = entry.session.unread();
-            if unread < 2 || left == 0 {
-                continue;
-            }
-            let len = unread.min(left);
+        for key in prompts {
+            let Some(entry) = self.entries.get_mut(&key).filter(|_| left > 0) else { break };
+            let len = entry.session.unread().min(left);
             runs.push(entry.run(key, len));
+            entry.turn = self.passes;
             left -= len;
-            turn = key;
         }
-        self.turn = turn;
         Plan { runs, preempted }
     }
 
     /// Gives every session the blocks for what it knows, the oldest first.
     fn grow(&mut self) -> Vec<Key> {
         let mut preempted = Vec::new();
-        let short =
-            |e: &Entry| e.session.unread() > 0 && e.blocks.len() < blocks_for(e.session.tokens().len());
-        let keys: Vec<Key> = self.entries.iter().filter(|(_, e)| short(e)).map(|(&k, _)| k).collect();
+        let keys: Vec<Key> =
+            self.entries.iter().filter(|(_, e)| e.session.unread() > 0).map(|(&k, _)| k).collect();
         for key in keys {
-            while let Some(entry) = self.entries.get_mut(&key) {
-                if entry.take(&self.pool, blocks_for(entry.session.tokens().len())).is_some() {
+            while let Some(Entry { session, held: Some(held), .. }) = self.entries.get_mut(&key) {
+                if held.table.grow(session.tokens().len()) {
                     break;
                 }
                 // The youngest that holds blocks; at worst the session itself, and then the loop ends.
-                let holders = self.entries.iter().rev();
-                let youngest = holders.filter(|(_, e)| !e.blocks.is_empty()).map(|(&k, _)| k).next();
-                let youngest = youngest.unwrap_or(key);
+                let holders = self.entries.iter().filter(|(_, e)| e.held.is_some());
+                let youngest = holders.map(|(&k, _)| k).max().unwrap_or(key);
                 self.remove(youngest);
                 preempted.push(youngest);
             }
@@ -217,12 +236,12 @@ impl Scheduler {
 }
 
 impl Entry {
-    /// Takes blocks until there are `total`, or none.
-    fn take(&mut self, pool: &BlockPool, total: usize) -> Option<()> {
-        let more = pool.take(total.saturating_sub(self.blocks.len()))?;
-        self.ids.extend(more.iter().map(Block::id));
-        self.blocks.extend(more);
-        Some(())
+    /// Takes over what has been read for others since it was admitted.
+    fn adopt(&mut self) {
+        if let Some(held) = &mut self.held {
+            let adopted = held.table.adopt(self.session.tokens());
+            self.session.advance_read(adopted.saturating_sub(self.session.position()));
+        }
     }
 
     fn run(&self, key: Key, len: usize) -> Run {

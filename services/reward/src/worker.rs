@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::Context as _;
 use attune_engine::{
-    LoadOptions, PersRm, hub,
-    kv::{KvCache, blocks_for},
+    LoadOptions, PersRm, SharedPrefix, hub,
+    kv::{KvCache, Sharing, blocks_for},
 };
 use attune_proto::{
     profile::v1::profile_service_server::ProfileServiceServer,
@@ -115,7 +115,12 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
     let bytes = sides * KvCache::block_bytes(&assets.config);
     let blocks = engine.blocks(bytes, blocks_for(assets.config.context), 1)?;
     let limits = Limits { vocab: assets.config.vocab, context: assets.config.context };
-    let scheduler = Scheduler::new(limits, engine.slots, blocks, engine.prefill_chunk);
+    let sharing = if engine.prefix_cache {
+        SharedPrefix::sharing(&engine.shared_prefixes, assets, &persrm.template)?
+    } else {
+        Sharing::Off
+    };
+    let scheduler = Scheduler::new(limits, engine.slots, blocks, engine.prefill_chunk, sharing);
     if scheduler.limits().context < limits.context {
         tracing::warn!(
             context = scheduler.limits().context,

@@ -3,11 +3,12 @@
 
 mod common;
 
+use attune_engine::SharedPrefix;
 use attune_proto::{
     profile::v1::{GetRequest, profile_service_client::ProfileServiceClient},
     reward::v1::{
-        DescribeRequest, FailureReason, Guidance, Normalization, Reference, RequestFrame, ScoreRequest,
-        response_frame::Frame,
+        ChatMessage, ChatMessages, DescribeRequest, FailureReason, Guidance, Normalization, Open, Prompt,
+        Reference, RequestFrame, ScoreRequest, prompt, request_frame, response_frame::Frame,
     },
 };
 use attune_service::server::Drain;
@@ -87,19 +88,71 @@ async fn the_youngest_session_makes_room_when_the_cache_is_full() {
     let running = start(config).await;
     let mut call = running.call().await;
     for session in 1..=4 {
-        call.open(session, ids(&[7; 495]), Guidance::default()).await;
+        call.open(session, ids(&starting_with(session as u32, 495)), Guidance::default()).await;
     }
-    let refused = call.refused(open(5, ids(&[7; 70]), Guidance::default())).await;
+    let refused = call.refused(open(5, ids(&starting_with(5, 70)), Guidance::default())).await;
     assert_eq!(refused.0, FailureReason::Exhausted, "124 of 128 blocks are taken");
-    call.open(6, ids(&[7; 62]), Guidance::default()).await;
+    call.open(6, ids(&starting_with(6, 62)), Guidance::default()).await;
     assert_eq!(call.loads.last().unwrap().blocks_used, 128);
     let before = call.ask(1, 0, &[1, 2, 3]).await;
     call.send([advance(1, 0, 5), advance(1, 1, 5)]).await;
     let failed = call.failed().await;
     assert_eq!((failed.session_id, failed.reason()), (6, FailureReason::Preempted));
     call.ask(1, 2, &[1, 2, 3]).await;
-    let after = call.ask(2, 0, &[1, 2, 3]).await;
-    assert_eq!(before, after);
+    // The same again, beside what is left of the others.
+    call.send([close(2)]).await;
+    call.open(7, ids(&starting_with(1, 495)), Guidance::default()).await;
+    assert_eq!(call.ask(7, 0, &[1, 2, 3]).await, before);
+}
+
+#[tokio::test]
+async fn what_is_read_is_found_by_its_owner_and_configured_text_by_all() {
+    let folder = write(Checkpoint { reference: true, ..Default::default() });
+    let mut config = config(&folder);
+    let system = "ba be bi bo bu ".repeat(8);
+    config.engine.shared_prefixes = vec![SharedPrefix { system: Some(system.clone()), ..Default::default() }];
+    let running = start(config).await;
+    let mut call = running.call().await;
+    // Opens a session, waits until it is read, and gives the blocks it took beyond what was in use.
+    let mut used = 0;
+    let mut session = 0;
+    let mut took = async |owner: &str, prompt: Prompt, reference: Reference| {
+        session += 1;
+        let guidance = Guidance { reference: reference.into(), ..Default::default() };
+        let request_frame::Frame::Open(frame) = open(session, prompt, guidance) else { unreachable!() };
+        call.send([request_frame::Frame::Open(Open { owner: owner.to_owned(), ..frame })]).await;
+        let prompt = call.opened().await.guidance.unwrap().prompt_token_ids.len();
+        let rewards = call.ask(session, 0, &[1, 2, 3]).await;
+        let now = call.loads.last().unwrap().blocks_used;
+        let took = now - std::mem::replace(&mut used, now);
+        (took, prompt as u32, rewards)
+    };
+    let own = ids(&starting_with(9, 40));
+    let (first, _, rewards) = took("ann", own.clone(), Reference::Generator).await;
+    assert_eq!(first, 3);
+    assert_eq!(took("ann", own.clone(), Reference::Generator).await, (1, 40, rewards.clone()));
+    assert_eq!(took("bob", own.clone(), Reference::Generator).await, (3, 40, rewards.clone()));
+    let (both, _, measured) = took("ann", own.clone(), Reference::Model).await;
+    assert_eq!(both, 3, "the reference has not read it");
+    assert_eq!(took("ann", own.clone(), Reference::Model).await, (1, 40, measured));
+
+    let said = |text: &str| {
+        let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
+        let messages = vec![message("system", &system), message("user", text)];
+        Prompt { kind: Some(prompt::Kind::Messages(ChatMessages { messages })) }
+    };
+    let (all, tokens, alone) = took("cem", said("da de di"), Reference::Generator).await;
+    assert_eq!(all, (tokens + 1).div_ceil(16));
+    let (rest, _, again) = took("dan", said("da de di"), Reference::Generator).await;
+    assert_eq!(again, alone);
+    assert!(rest < all && rest > 1, "{rest} of {all}: the system prompt is found, the user's words are not");
+}
+
+/// A prompt of `n` ids that shares no block with one that starts otherwise.
+fn starting_with(first: u32, n: usize) -> Vec<u32> {
+    let mut ids = vec![7; n];
+    ids[0] = first;
+    ids
 }
 
 #[tokio::test]
