@@ -4,10 +4,10 @@ SHELL := /bin/bash
 CARGO ?= cargo
 PORT ?= 50051
 
-.PHONY: help demo run test lint bench models vectors
+.PHONY: help demo run test lint bench kernel-bench models vectors
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## one prompt, answered in several people's ways, by two processes that talk at every step
 	$(CARGO) build --workspace --bins
@@ -27,12 +27,15 @@ lint: ## formatting, clippy without warnings, the protos' style
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	scripts/buf-lint.sh
 
-bench: ## one guided and one plain step on the 'small' shape, and the kernels
-	$(CARGO) bench -p attune-tests --bench step
+bench: models ## the table of figures to reach; BENCH="--rows floor,wire --quick" narrows it
+	target/release/attune bench table --out target/bench/table.json $(BENCH)
+
+kernel-bench: ## the kernels by themselves, against the bandwidth of the same run
 	$(CARGO) bench -p attune-kernels
 
 models: ## write the 'small' and 'medium' checkpoints of the benchmarks to models/
-	$(CARGO) run --release -p attune-cli --bin attune -- models --out models --sizes small,medium
+	$(CARGO) build --release --workspace --bins
+	target/release/attune models --out models --sizes small,medium --keep
 
 vectors: ## remake the kept test vectors with the Python reference (needs tests/peers/.venv)
 	tests/peers/.venv/bin/python tests/peers/make_vectors.py

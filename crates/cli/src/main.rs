@@ -1,5 +1,6 @@
 //! The `attune` command: generate, compare, describe, train, and write models to measure with.
 
+mod bench;
 mod client;
 mod columns;
 mod compare;
@@ -33,6 +34,8 @@ enum Command {
     Describe(describe::DescribeArgs),
     /// Train models.
     Train(train::TrainArgs),
+    /// Measure: load on a running pair, or the pieces of a step.
+    Bench(bench::BenchArgs),
     /// Write seeded random models of known shapes, to test and measure with.
     Models(models::ModelsArgs),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => with_runtime(generate::run(*args)),
         Command::Describe(args) => with_runtime(describe::run(args)),
         Command::Train(args) => train::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(&args),
     };
     match done {

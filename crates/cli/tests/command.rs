@@ -262,3 +262,37 @@ fn wrong_command_lines_and_absent_servers_are_told() {
     );
     running.stop();
 }
+
+#[test]
+fn a_load_run_reports_and_draws() {
+    let running = start();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    std::fs::write(path("prompts.json"), r#"[{"id": "0", "prompt": "How?"}, "Why?"]"#).unwrap();
+    let (prompts, plot) = (path("prompts.json"), path("out.svg"));
+    let args = ["bench", "serve", "--streams", "2", "--texts", "4", "--warmup", "1", "--prefer", "brief"];
+    let output = running.attune(&[&args[..], &["--prompts", &prompts, "--plot", &plot, "--json"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report = &lines(&output)[0];
+    assert_eq!((report["texts"].as_u64(), report["tokens"].as_u64()), (Some(4), Some(12)));
+    assert!(report["time_per_output_token"]["p99"].is_number(), "{report}");
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("<svg"));
+    {
+        let seen = running.seen.lock().unwrap();
+        assert_eq!(seen.len(), 5, "the warm-up too");
+        assert!(seen.iter().all(|request| request.guidances.len() == 1));
+    }
+    let table = running.attune(&["bench", "serve", "--plain", "--streams", "1", "--texts", "2"]);
+    assert!(text(&table.stdout).contains("time per output token"), "{}", text(&table.stdout));
+    assert!(running.seen.lock().unwrap().last().unwrap().guidances.is_empty());
+    for (wrong, named) in [
+        (&["bench", "serve", "--plain", "--prefer", "brief"][..], "--plain"),
+        (&["bench", "serve", "--arrivals", "poisson"], "--rate"),
+        (&["bench", "serve", "--prompts", "/nonexistent.json"], "/nonexistent.json"),
+        (&["bench", "table", "--rows", "nonsense"], "nonsense"),
+    ] {
+        let output = running.attune(wrong);
+        assert!(!output.status.success() && text(&output.stderr).contains(named), "{}", text(&output.stderr));
+    }
+    running.stop();
+}

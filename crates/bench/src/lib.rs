@@ -1,0 +1,16 @@
+//! What measures Attune: load on a running pair, the pieces of one step, the table of figures to reach,
+//! and a reward worker whose forward pass is a timed wait, which stands for one on another machine.
+//!
+//! Nothing of it is part of a service.
+#![forbid(unsafe_code)]
+
+pub mod floor;
+pub mod load;
+pub mod pieces;
+pub mod plot;
+pub mod prompts;
+pub mod report;
+pub mod solo;
+pub mod table;
+pub mod timed;
+pub mod wire;

@@ -1,0 +1,45 @@
+//! Guided against plain decoding where the reward side computes on another machine: a timed worker stands
+//! for it, whose forward takes as long as the generator's own plain step, and no core of this machine.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use attune_proto::generator::v1::DescribeRequest;
+
+use super::{
+    Settings, Size, cores,
+    decode::{decode, guided, middle, plain, prompt, step_ms, tokens_per_second},
+    rows::{Key, Results},
+    service::Service,
+};
+use crate::timed::{TimedConfig, TimedWorker};
+
+pub(super) async fn run(settings: &Settings, size: Size, results: &mut Results<'_>) -> Result<()> {
+    let key = Key::Elsewhere(size);
+    if !settings.wants(key) {
+        return Ok(());
+    }
+    results.say(&format!("a generator on '{}' with a timed worker", size.name()));
+    // The worker must be there when the generator asks, and the generator when the worker wants to know
+    // its tokenizer: the first generator only describes itself.
+    let description = {
+        let alone = Service::generator(settings, size, cores(), &[], &[]).await?;
+        alone.client().await?.describe(DescribeRequest {}).await?.into_inner()
+    };
+    let worker = TimedWorker::start(TimedConfig::fitting(&description, Duration::ZERO)).await?;
+    let generator = Service::generator(settings, size, cores(), &[&worker.endpoint()], &[]).await?;
+    let client = generator.client().await?;
+    let tokens = settings.tokens(64);
+    let (mut ratios, mut waits) = (Vec::new(), Vec::new());
+    decode(&client, guided(&prompt(0), 4)).await?;
+    for round in 0..settings.rounds(if size == Size::Small { 7 } else { 5 }) {
+        let ids = prompt(300 + round as u64);
+        let without = decode(&client, plain(&ids, tokens)).await?;
+        worker.set_forward(Duration::from_secs_f64(step_ms(&without) / 1e3));
+        let with = decode(&client, guided(&ids, tokens)).await?;
+        ratios.push(tokens_per_second(&with) / tokens_per_second(&without));
+        waits.push(step_ms(&without));
+    }
+    results.add(key, middle(ratios), &format!("a wait of {:.2} ms", middle(waits)));
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! A reward worker whose forward pass is a timed wait: it speaks the real protocol over a real socket,
+//! and computes nothing, so that it stands for a worker on another machine.
+//!
+//! One forward serves all sessions that have something to read, as a real worker's does. Rewards are a
+//! fixed function of step and token, so that a text is the same on any such worker.
+
+mod sessions;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use attune_proto::{
+    PROTOCOL_VERSION,
+    reward::v1::{
+        DescribeRequest, DescribeResponse, Load, Normalization, Reference, RequestFrame, ResponseFrame,
+        ScoreRequest, ScoreResponse,
+        response_frame::Frame,
+        reward_service_server::{RewardService, RewardServiceServer},
+    },
+};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
+
+use sessions::Sessions;
+
+/// What a timed worker claims to be.
+#[derive(Debug, Clone)]
+pub struct TimedConfig {
+    /// Sessions that run at once; at least 1.
+    pub slots: u32,
+    /// How long one forward pass takes, whatever it reads.
+    pub forward: Duration,
+    /// The tokenizer's fingerprint that the generator expects; its `Describe` tells it.
+    pub fingerprint: String,
+    /// Ids lie below this.
+    pub vocab: u32,
+    /// The model id that guidances may name.
+    pub model_id: String,
+}
+
+impl TimedConfig {
+    /// A worker of 64 slots that fits the generator of this description.
+    pub fn fitting(generator: &attune_proto::generator::v1::DescribeResponse, forward: Duration) -> Self {
+        Self {
+            slots: 64,
+            forward,
+            fingerprint: generator.tokenizer_fingerprint.clone(),
+            vocab: generator.vocab_size,
+            model_id: "timed".to_owned(),
+        }
+    }
+}
+
+/// A running timed worker; it ends when dropped, and its calls with it.
+#[derive(Debug)]
+pub struct TimedWorker {
+    address: SocketAddr,
+    commands: Sender<Command>,
+    _stop: DropGuard,
+}
+
+impl TimedWorker {
+    /// Listens on a free loopback port and serves.
+    ///
+    /// # Errors
+    /// No port or no thread is to be had.
+    pub async fn start(config: TimedConfig) -> io::Result<Self> {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), config).await
+    }
+
+    /// Listens on an address of one's own choice and serves.
+    ///
+    /// # Errors
+    /// The address is taken, or no thread is to be had.
+    pub async fn start_at(address: SocketAddr, config: TimedConfig) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let (commands, inbox) = crossbeam_channel::unbounded();
+        let sessions = Sessions::new(config.slots, config.forward, config.vocab);
+        thread::Builder::new().name("timed".into()).spawn(move || run(sessions, &inbox))?;
+        let stop = CancellationToken::new();
+        let api = Api { config, commands: commands.clone(), calls: AtomicU64::new(1), stop: stop.clone() };
+        let server = tonic::transport::Server::builder()
+            .add_service(RewardServiceServer::new(api))
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(listener).with_nodelay(Some(true)),
+                stop.clone().cancelled_owned(),
+            );
+        tokio::spawn(server);
+        Ok(Self { address, commands, _stop: stop.drop_guard() })
+    }
+
+    /// Its address, as a URL.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Changes how long the next forward passes take.
+    pub fn set_forward(&self, forward: Duration) {
+        // The thread lives as long as this handle.
+        let _ = self.commands.send(Command::Forward(forward));
+    }
+}
+
+#[derive(Debug)]
+enum Command {
+    Connect(u64, mpsc::UnboundedSender<Result<ScoreResponse, Status>>),
+    Frames(u64, Vec<RequestFrame>, Instant),
+    Disconnect(u64),
+    Forward(Duration),
+}
+
+/// The thread that stands for the device: it sleeps until a frame comes or a forward ends.
+fn run(mut sessions: Sessions, inbox: &Receiver<Command>) {
+    let mut calls = HashMap::new();
+    let mut told = HashMap::new();
+    loop {
+        let received = match sessions.deadline() {
+            Some(deadline) => inbox.recv_deadline(deadline),
+            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let mut answers = Vec::new();
+        let first = match received {
+            Ok(command) => Some(command),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        for command in first.into_iter().chain(inbox.try_iter()) {
+            match command {
+                Command::Connect(call, out) => {
+                    calls.insert(call, out);
+                }
+                Command::Frames(call, frames, at) => {
+                    for frame in frames.into_iter().filter_map(|f| f.frame) {
+                        answers.extend(sessions.handle(call, frame, at).map(|answer| (call, answer)));
+                    }
+                }
+                Command::Disconnect(call) => {
+                    sessions.disconnect(call);
+                    calls.remove(&call);
+                    told.remove(&call);
+                }
+                Command::Forward(forward) => sessions.set_forward(forward),
+            }
+        }
+        answers.extend(sessions.tick(Instant::now()));
+        send(answers, sessions.load(), &calls, &mut told);
+    }
+}
+
+/// One message a call for all that it is told now, and the load where it has changed.
+fn send(
+    answers: Vec<(u64, Frame)>,
+    load: Load,
+    calls: &HashMap<u64, mpsc::UnboundedSender<Result<ScoreResponse, Status>>>,
+    told: &mut HashMap<u64, Load>,
+) {
+    let mut messages: HashMap<u64, Vec<ResponseFrame>> = HashMap::new();
+    for (call, frame) in answers {
+        messages.entry(call).or_default().push(ResponseFrame { frame: Some(frame) });
+    }
+    for (&call, out) in calls {
+        let mut frames = messages.remove(&call).unwrap_or_default();
+        if told.get(&call) != Some(&load) {
+            told.insert(call, load);
+            frames.push(ResponseFrame { frame: Some(Frame::Load(load)) });
+        }
+        if !frames.is_empty() {
+            // A call whose reader has gone is taken out by its Disconnect.
+            let _ = out.send(Ok(ScoreResponse { frames }));
+        }
+    }
+}
+
+struct Api {
+    config: TimedConfig,
+    commands: Sender<Command>,
+    calls: AtomicU64,
+    stop: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl RewardService for Api {
+    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
+        Ok(Response::new(DescribeResponse {
+            model_id: self.config.model_id.clone(),
+            model_revision: "timed".to_owned(),
+            vocab_size: self.config.vocab,
+            tokenizer_size: self.config.vocab,
+            tokenizer_fingerprint: self.config.fingerprint.clone(),
+            context_length: u32::MAX,
+            methods: vec!["pad".to_owned()],
+            references: vec![Reference::None.into(), Reference::Generator.into()],
+            normalizations: vec![Normalization::Candidates.into()],
+            hidden_size: 1,
+            dtype: "f32".to_owned(),
+            device: "timed".to_owned(),
+            slots: self.config.slots,
+            protocol_version: PROTOCOL_VERSION,
+            server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    type ScoreStream = UnboundedReceiverStream<Result<ScoreResponse, Status>>;
+
+    async fn score(
+        &self,
+        request: Request<Streaming<ScoreRequest>>,
+    ) -> Result<Response<Self::ScoreStream>, Status> {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        let (out, answers) = mpsc::unbounded_channel();
+        let gone = || Status::unavailable("the timed worker has ended");
+        self.commands.send(Command::Connect(call, out)).map_err(|_| gone())?;
+        let (commands, stop) = (self.commands.clone(), self.stop.clone());
+        let mut requests = request.into_inner();
+        tokio::spawn(async move {
+            loop {
+                let message = tokio::select! {
+                    () = stop.cancelled() => break,
+                    message = requests.message() => message,
+                };
+                let Ok(Some(message)) = message else { break };
+                if commands.send(Command::Frames(call, message.frames, Instant::now())).is_err() {
+                    return;
+                }
+            }
+            // It fails only when the thread has ended, and every call with it.
+            let _ = commands.send(Command::Disconnect(call));
+        });
+        Ok(Response::new(UnboundedReceiverStream::new(answers)))
+    }
+}
