@@ -1,6 +1,9 @@
 //! A generator and its workers in this process, over real sockets on free ports.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use attune_engine::random_checkpoint::{self, Kind, Shape};
@@ -18,6 +21,8 @@ pub struct Pair {
     pub endpoint: String,
     /// The workers' addresses, as URLs.
     pub workers: Vec<String>,
+    /// The admin ports of the generator and of the worker, where their settings open one.
+    pub admin: (Option<SocketAddr>, Option<SocketAddr>),
     base: PathBuf,
     stop: CancellationToken,
     services: JoinSet<Result<Drain>>,
@@ -74,10 +79,18 @@ impl Pair {
         reward(&mut config);
         let worker = Worker::start(config).await.context("the worker does not start")?;
         let workers = vec![format!("http://{}", worker.address())];
+        let admin = (None, worker.admin_address());
         services.spawn(worker.serve(stop.clone()));
-        let mut pair =
-            Self { endpoint: String::new(), workers, base: base.into(), stop, services, _folder: None };
-        pair.endpoint = pair.another_generator(generator).await?;
+        let mut pair = Self {
+            endpoint: String::new(),
+            workers,
+            admin,
+            base: base.into(),
+            stop,
+            services,
+            _folder: None,
+        };
+        (pair.endpoint, pair.admin.0) = pair.generator(generator).await?;
         Ok(pair)
     }
 
@@ -86,6 +99,14 @@ impl Pair {
     /// # Errors
     /// It does not start.
     pub async fn another_generator(&mut self, edit: impl FnOnce(&mut GeneratorConfig)) -> Result<String> {
+        Ok(self.generator(edit).await?.0)
+    }
+
+    /// Its address, and its admin port's.
+    async fn generator(
+        &mut self,
+        edit: impl FnOnce(&mut GeneratorConfig),
+    ) -> Result<(String, Option<SocketAddr>)> {
         let mut config = GeneratorConfig {
             engine: engine(&self.base),
             reward: self.workers.clone(),
@@ -94,9 +115,9 @@ impl Pair {
         };
         edit(&mut config);
         let generator = Generator::start(config).await.context("the generator does not start")?;
-        let endpoint = format!("http://{}", generator.address());
+        let addresses = (format!("http://{}", generator.address()), generator.admin_address());
         self.services.spawn(generator.serve(self.stop.clone()));
-        Ok(endpoint)
+        Ok(addresses)
     }
 
     /// A client of the generator.

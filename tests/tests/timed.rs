@@ -15,7 +15,7 @@ use attune_engine::{
 };
 use attune_generator::{Generator, GeneratorConfig};
 use attune_proto::generator::v1::{GenerateRequest, generator_service_client::GeneratorServiceClient};
-use attune_service::sections::ServerConfig;
+use attune_service::{engine::EngineConfig, sections::ServerConfig};
 use attune_tests::{by_ids, guided};
 use tokio_util::sync::CancellationToken;
 
@@ -34,10 +34,13 @@ async fn a_generator_takes_a_timed_worker_and_waits_for_it() {
     // Fewer slots than streams: the others wait, and nothing is lost.
     let worker = TimedWorker::start(config(folder.path(), 2)).await.unwrap();
     let generator = Generator::start(GeneratorConfig {
-        model: folder.path().to_string_lossy().into_owned(),
+        engine: EngineConfig {
+            model: folder.path().to_string_lossy().into_owned(),
+            threads: 1,
+            cache_mib: 64,
+            ..EngineConfig::default()
+        },
         reward: vec![worker.endpoint()],
-        threads: 1,
-        cache_mib: 64,
         server: ServerConfig { drain_seconds: 5.0, ..ServerConfig::on_port(0) },
         ..GeneratorConfig::default()
     })

@@ -12,6 +12,7 @@ mod imminent;
 mod keys;
 mod layers;
 pub mod listener;
+pub mod metrics;
 pub mod profiles;
 pub mod sections;
 pub mod server;

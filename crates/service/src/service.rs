@@ -112,6 +112,11 @@ impl Service {
         self.bound.address()
     }
 
+    /// Where the admin port listens, with the real port. `None`: there is none.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|(_, bound)| bound.address())
+    }
+
     /// Serves until `shutdown`, or until the engine ends unasked: a service without its engine is of no
     /// use, and its supervisor starts another. Running calls then get the drain time of the configuration.
     ///

@@ -21,6 +21,7 @@ use tonic::Status;
 
 use crate::{
     guides::{self, Verdict},
+    metrics::{Instruments, Lap},
     pool::Pool,
     scheduler::{Load, PlannedRows, Scheduler, SequenceId},
     sequence::{Next, Sequence, Submission},
@@ -55,6 +56,8 @@ pub(crate) struct Ends {
     pub(crate) commands: Receiver<Command>,
     /// Where it says how busy it is.
     pub(crate) load: watch::Sender<Load>,
+    /// Where it says what its steps take.
+    pub(crate) instruments: Instruments,
 }
 
 /// The engine's state; it lives on its own thread.
@@ -71,6 +74,7 @@ pub(crate) struct Engine {
     threads: Threads,
     commands: Receiver<Command>,
     load: watch::Sender<Load>,
+    instruments: Instruments,
 }
 
 impl Engine {
@@ -82,7 +86,7 @@ impl Engine {
         workers: usize,
         patience: Patience,
         threads: Threads,
-        Ends { commands, load }: Ends,
+        Ends { commands, load, instruments }: Ends,
     ) -> Self {
         let sequences = BTreeMap::new();
         let pool = Pool::new(workers);
@@ -98,6 +102,7 @@ impl Engine {
             threads,
             commands,
             load,
+            instruments,
         }
     }
 
@@ -296,15 +301,26 @@ impl Engine {
                 output: if r.complete { Wanted::Last } else { Wanted::Nothing },
             })
             .collect();
-        let hidden = self.model.decoder.forward(&batch, &self.cache)?;
-        let logits = self.model.logits(&hidden)?;
+        let packed = rows.iter().map(|r| r.count).sum();
+        self.instruments.pass(packed);
+        let mut lap = Lap::start();
+        let logits = {
+            let _span = tracing::debug_span!("forward", rows = packed).entered();
+            let hidden = self.model.decoder.forward(&batch, &self.cache)?;
+            self.model.logits(&hidden)?
+        };
+        self.instruments.forward.record(lap.time());
         let complete: Vec<SequenceId> = rows.iter().filter(|r| r.complete).map(|r| r.id).collect();
         let edits: Vec<SelectRow<'_>> = complete
             .iter()
             .map(|id| &self.sequences[id])
             .map(|s| SelectRow { k: s.request.sampling.candidates, edits: s.edits() })
             .collect();
-        let selected = select(&logits, self.model.assets.config.vocab, &edits, &self.threads);
+        let selected = {
+            let _span = tracing::debug_span!("select", rows = edits.len()).entered();
+            select(&logits, self.model.assets.config.vocab, &edits, &self.threads)
+        };
+        self.instruments.select.record(lap.time());
         for row in rows {
             self.scheduler.advance(row.id, row.count);
         }
@@ -329,7 +345,7 @@ impl Engine {
     fn choose(&mut self, id: SequenceId) {
         let now = Instant::now();
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        match sequence.choose(&self.model, now) {
+        match sequence.choose(&self.model, &self.instruments, now) {
             Ok(Next::Wait) => {}
             Ok(Next::Continue(token)) => self.scheduler.push(id, token),
             Ok(Next::Finish(reason)) => {

@@ -14,6 +14,7 @@ use attune_proto::{
 };
 use attune_service::{
     listener,
+    metrics::Metrics,
     profiles::Profiles,
     server::{Drain, Server},
     service::{EngineThread, Service},
@@ -29,6 +30,7 @@ use crate::{
     api::Api,
     config::GeneratorConfig,
     engine::{Command, Ends, Engine, Patience},
+    metrics::Instruments,
     scheduler::{self, Scheduler},
     validate::Limits,
     worker::{Fit, Known, Problem, keep_connected},
@@ -61,12 +63,14 @@ impl Generator {
         let limits = scheduler::Limits { slots, prefill_chunk: config.engine.prefill_chunk };
         let (commands, inbox) = crossbeam_channel::unbounded();
         let (load, watched) = watch::channel(scheduler::Load::default());
+        let metrics = Metrics::new("attune-generator")?;
+        let instruments = Instruments::new(&metrics, &watched);
         let engine = {
             let (model, workers) = (Arc::clone(&model), endpoints.len());
             let patience = Patience { grace: config.grace(), reward: config.reward_wait() };
             EngineThread::spawn(move || {
                 let scheduler = Scheduler::new(limits, blocks, sharing);
-                let ends = Ends { commands: inbox, load };
+                let ends = Ends { commands: inbox, load, instruments };
                 Engine::new(model, cache, scheduler, workers, patience, threads, ends).run();
             })?
         };
@@ -93,13 +97,18 @@ impl Generator {
         let server = Server::new(&config.server)
             .add_service(GeneratorServiceServer::new(api).max_decoding_message_size(max))
             .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
-        let service = Service::new(&config.server, server, bound, engine, String::new).await?;
+        let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
         Ok(Self { service, commands, connections })
     }
 
     /// Where the generator listens, with the real port.
     pub fn address(&self) -> SocketAddr {
         self.service.address()
+    }
+
+    /// Where the admin port listens, with the real port. `None`: there is none.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.service.admin_address()
     }
 
     /// Serves until `shutdown`; then takes no new requests, gives the running ones the drain time of

@@ -11,6 +11,7 @@ mod config;
 mod engine;
 mod generator;
 mod guides;
+mod metrics;
 mod output;
 mod pool;
 mod scheduler;

@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
 use crate::{
+    metrics::{Instruments, Lap},
     output::Output,
     pool::Session,
     validate::{ValidGuidance, ValidRequest},
@@ -87,6 +88,8 @@ pub(crate) struct Pending {
     pub(crate) candidates: Candidates,
     /// When they were sent.
     pub(crate) since: Instant,
+    /// The wait in a trace.
+    _wait: tracing::Span,
 }
 
 #[derive(Debug)]
@@ -94,6 +97,7 @@ struct Times {
     arrived: Instant,
     admitted: Option<Instant>,
     first_token: Option<Instant>,
+    last_token: Option<Instant>,
     reward_wait: f64,
 }
 
@@ -109,7 +113,7 @@ impl Sequence {
             seen.dedup();
         }
         let guides = request.guidances.iter().cloned().map(Guide::new).collect();
-        let times = Times { arrived, admitted: None, first_token: None, reward_wait: 0.0 };
+        let times = Times { arrived, admitted: None, first_token: None, last_token: None, reward_wait: 0.0 };
         Self {
             request,
             owner,
@@ -168,7 +172,12 @@ impl Sequence {
                     .candidates((self.tokens.len() - self.request.prompt_ids.len()) as u32, &candidates.ids);
             }
         }
-        self.pending = Some(Pending { candidates, since: now });
+        let wait = if self.guides.is_empty() {
+            tracing::Span::none()
+        } else {
+            tracing::debug_span!("reward_wait", step = self.step())
+        };
+        self.pending = Some(Pending { candidates, since: now, _wait: wait });
     }
 
     /// Takes the rewards of guidance `index`, checked against the pending step.
@@ -204,8 +213,14 @@ impl Sequence {
     ///
     /// # Errors
     /// Numbers that are not finite: this text fails, alone.
-    pub(crate) fn choose(&mut self, model: &BaseModel, now: Instant) -> Result<Next, RowError> {
-        let Some(Pending { candidates, since }) = self.pending.take() else { return Ok(Next::Wait) };
+    pub(crate) fn choose(
+        &mut self,
+        model: &BaseModel,
+        instruments: &Instruments,
+        now: Instant,
+    ) -> Result<Next, RowError> {
+        let Some(Pending { candidates, since, .. }) = self.pending.take() else { return Ok(Next::Wait) };
+        let mut lap = Lap::start();
         let rewards = self
             .guides
             .iter_mut()
@@ -230,17 +245,29 @@ impl Sequence {
                 index: step,
             },
         };
-        let chosen = fuse_sample(&[row]).remove(0)?;
+        let chosen = {
+            let _span = tracing::debug_span!("fuse").entered();
+            fuse_sample(&[row]).remove(0)?
+        };
         let token = self.describe(&candidates, &terms, &chosen)?;
+        instruments.fuse.record(lap.time());
         if !self.guides.is_empty() {
-            self.times.reward_wait += now.duration_since(since).as_secs_f64();
+            let wait = now.saturating_duration_since(since);
+            instruments.reward_wait.record(wait);
+            // The first token's wait belongs to the prefill.
+            if self.times.first_token.is_some() {
+                self.times.reward_wait += wait.as_secs_f64();
+            }
         }
+        instruments.token(self.times.arrived, self.times.last_token, now);
+        self.times.last_token = Some(now);
         self.times.first_token.get_or_insert(now);
         self.tokens.push(chosen.id);
         if let (true, Err(at)) = (sampling.repetition_penalty != 1.0, self.seen.binary_search(&chosen.id)) {
             self.seen.insert(at, chosen.id);
         }
         let stopped = self.output.token(token, model.assets.tokenizer.output_bytes(chosen.id));
+        instruments.emit.record(lap.time());
         let reason = if sampling.eos.contains(&chosen.id) {
             FinishReason::Eos
         } else if stopped {

@@ -17,6 +17,7 @@ use tonic::Status;
 
 use crate::{
     failure::Failure,
+    metrics::{Fill, Instruments},
     model::{Features, Model},
     prompts::Job,
     resolve::Resolved,
@@ -93,6 +94,7 @@ pub(crate) struct Engine {
     scheduler: Scheduler,
     streams: Streams,
     sessions: HashMap<Key, Active>,
+    instruments: Instruments,
     draining: bool,
 }
 
@@ -103,6 +105,7 @@ impl Engine {
         prompts: jobs::Sender<Job>,
         model: Model,
         scheduler: Scheduler,
+        instruments: Instruments,
     ) -> Self {
         Self {
             commands,
@@ -111,6 +114,7 @@ impl Engine {
             scheduler,
             streams: Streams::default(),
             sessions: HashMap::new(),
+            instruments,
             draining: false,
         }
     }
@@ -302,7 +306,17 @@ impl Engine {
     /// Sends what this iteration has to say, and ends the calls that are over.
     fn flush(&mut self) {
         let load = self.load();
-        for stream in self.streams.flush(load) {
+        self.instruments.fill(Fill {
+            running: load.sessions as usize,
+            waiting: self.sessions.len().saturating_sub(load.sessions as usize),
+            cache: self.scheduler.cache_stats(),
+        });
+        let (start, says) = (Instant::now(), self.streams.any());
+        let stuck = self.streams.flush(load);
+        if says {
+            self.instruments.emit.record(start.elapsed());
+        }
+        for stream in stuck {
             tracing::warn!(stream, "the reader of a call is gone or far behind; the call is ended");
             self.end(stream, None);
         }

@@ -143,6 +143,11 @@ impl Streams {
         stream.frames.push(ResponseFrame { frame: Some(frame) });
     }
 
+    /// Whether anything has been collected.
+    pub(crate) fn any(&self) -> bool {
+        self.open.values().any(|s| !s.frames.is_empty())
+    }
+
     /// Sends what has been collected, with the load where it has changed; gives the calls whose
     /// readers are gone or far behind.
     ///

@@ -17,6 +17,7 @@ use attune_proto::{
 };
 use attune_service::{
     listener,
+    metrics::Metrics,
     profiles::Profiles,
     server::{Drain, Server},
     service::{EngineThread, Service},
@@ -28,6 +29,7 @@ use crate::{
     api::Api,
     config::RewardConfig,
     engine::{COMMANDS, Command, Engine},
+    metrics::Instruments,
     model::Model,
     prompts,
     resolve::Resolver,
@@ -63,7 +65,8 @@ impl Worker {
             .spawn(move || prompts::run(&resolver, &jobs, &weak))
             .context("cannot start a thread")?;
         let (context, slots) = (scheduler.limits().context, scheduler.slots());
-        let engine = Engine::new(inbox, prompts, model, scheduler);
+        let metrics = Metrics::new("attune-reward")?;
+        let engine = Engine::new(inbox, prompts, model, scheduler, Instruments::new(&metrics));
         let engine = EngineThread::spawn(move || engine.run())?;
 
         let max = config.server.max_message_bytes;
@@ -72,14 +75,18 @@ impl Worker {
             .add_service(RewardServiceServer::new(api).max_decoding_message_size(max))
             .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
         let bound = listener::bind(config.server.listen).await?;
-        // The worker's metrics come with the telemetry of a later version.
-        let service = Service::new(&config.server, server, bound, engine, String::new).await?;
+        let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
         Ok(Self { service, commands })
     }
 
     /// Where the worker listens, with the real port.
     pub fn address(&self) -> SocketAddr {
         self.service.address()
+    }
+
+    /// Where the admin port listens, with the real port. `None`: there is none.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.service.admin_address()
     }
 
     /// Serves until `shutdown`; then refuses new sessions, gives the open ones the drain time of the

@@ -17,6 +17,11 @@ impl Engine {
     /// One forward pass: the policy for all, the reference for those that are measured against it.
     pub(super) fn step(&mut self) {
         let plan = self.scheduler.plan();
+        self.instruments.preempted(plan.preempted.len());
+        let rows = plan.runs.iter().map(|r| r.len).sum();
+        self.instruments.pass(rows);
+        let span = tracing::debug_span!("forward", rows).entered();
+        let start = Instant::now();
         for key in plan.preempted {
             let message = "the session had to make room for an older one; open it again later";
             self.fail(key, Failure::new(FailureReason::Preempted, message));
@@ -31,6 +36,8 @@ impl Engine {
         let reference =
             if measured.is_empty() { Vec::new() } else { self.forward(Side::Reference, &measured) };
         let now = Instant::now();
+        drop(span);
+        self.instruments.forward.record(now.saturating_duration_since(start));
         for (key, features) in policy {
             if let Some(active) = self.sessions.get_mut(&key) {
                 active.features.policy = features;
@@ -92,8 +99,13 @@ impl Engine {
         if keys.is_empty() {
             return;
         }
-        let answers = self.model.score(&questions);
+        let start = Instant::now();
+        let answers = {
+            let _span = tracing::debug_span!("score", rows = questions.len()).entered();
+            self.model.score(&questions)
+        };
         let now = Instant::now();
+        self.instruments.score.record(now.saturating_duration_since(start));
         for (key, answer) in keys.into_iter().zip(answers) {
             match answer {
                 Ok(values) => self.reply(key, values, now),
