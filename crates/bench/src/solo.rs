@@ -24,8 +24,8 @@ pub const K: usize = 10;
 const TOKENS: usize = 64;
 
 enum Model {
-    Base(BaseModel),
-    Reward(PersRm),
+    Base(Box<BaseModel>),
+    Reward(Box<PersRm>),
 }
 
 /// One model with a cache, behind a prompt of random ids.
@@ -74,8 +74,8 @@ impl Solo {
         let threads = Threads::new(threads)?;
         let options = LoadOptions { format, context: None, threads: threads.clone() };
         let model = match role {
-            Role::Base => Model::Base(BaseModel::load(folder, "base", &options)?),
-            Role::Reward => Model::Reward(PersRm::load(folder, "reward", &options)?),
+            Role::Base => Model::Base(Box::new(BaseModel::load(folder, "base", &options)?)),
+            Role::Reward => Model::Reward(Box::new(PersRm::load(folder, "reward", &options)?)),
         };
         let config = model.config();
         let length = prompt + TOKENS;

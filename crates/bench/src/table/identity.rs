@@ -78,7 +78,7 @@ fn request(i: usize, tokens: u32) -> GenerateRequest {
     let ids = prompt(600 + i as u64);
     let request = guided(&ids[..32 + 6 * i], tokens);
     let sampling = request.sampling.unwrap_or_default();
-    let temperature = if i % 2 == 0 { 0.0 } else { 0.9 };
+    let temperature = if i.is_multiple_of(2) { 0.0 } else { 0.9 };
     let sampling = Sampling { temperature: Some(temperature), seed: Some(i as u64), ..sampling };
     GenerateRequest { sampling: Some(sampling), ..request }
 }
