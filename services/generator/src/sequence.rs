@@ -59,7 +59,7 @@ pub(crate) struct Sequence {
     times: Times,
     /// Prompt tokens whose prefill was found in the cache; `None` before the first step.
     cached: Option<usize>,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 /// One guidance and its session.
@@ -126,7 +126,7 @@ impl Sequence {
             seen,
             times,
             cached: None,
-            _permit: permit,
+            permit,
         }
     }
 
@@ -356,11 +356,14 @@ impl Sequence {
             seed: self.request.sampling.seed,
             guidances: self.guides.iter().filter_map(|g| g.resolved.clone()).collect(),
         };
+        // Who has read the end must find the place free.
+        drop(self.permit);
         self.output.finish(finish);
     }
 
     /// Ends the text with an error.
     pub(crate) fn fail(self, status: Status) {
+        drop(self.permit);
         self.output.fail(status);
     }
 }

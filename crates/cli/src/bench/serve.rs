@@ -17,7 +17,8 @@ use clap::ValueEnum;
 use super::progress;
 use crate::{
     client::EndpointArgs,
-    request::{self, DetailArgs, GuidanceArgs, SamplingArgs},
+    request,
+    request_args::{DetailArgs, GuidanceArgs, SamplingArgs},
 };
 
 const EXAMPLES: &str = "\
