@@ -44,7 +44,7 @@ pub(super) async fn run(settings: &Settings, results: &mut Results<'_>) -> Resul
 }
 
 async fn speed(settings: &Settings, full: &Pair, tokens: u32, results: &mut Results<'_>) -> Result<()> {
-    let packed = Pair::start(settings, Size::Medium, &["--dtype", "q8"]).await?;
+    let packed = Pair::start(settings, Size::Medium, &["--quantize", "q8"]).await?;
     for pair in [full, &packed] {
         decode(&pair.client, guided(&prompt(0), 4)).await?;
     }
