@@ -10,7 +10,7 @@ use crate::{ChatTemplate, Checkpoint, DecoderConfig, LoadError, Tokenizer};
 /// How a model is loaded.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// How matrices are stored. `None`: as in the checkpoint.
+    /// How matrices are stored. `None`: each as in the checkpoint.
     pub format: Option<Format>,
     /// The longest context to make room for. `None`: the model's own.
     pub context: Option<usize>,
@@ -18,11 +18,15 @@ pub struct LoadOptions {
     pub threads: Threads,
 }
 
-/// A checkpoint folder, opened.
+/// Cosines that the rotary tables may hold: above a million tokens for any width of a head that is in
+/// use, and below what only a damaged file would ask for.
+const MOST_ANGLES: usize = 1 << 28;
+
+/// A checkpoint, opened.
 pub struct Assets {
-    /// The folder.
+    /// The folder, or the one that the GGUF file lies in.
     pub folder: PathBuf,
-    /// The folder's name, or the hub id it came by.
+    /// The name that others know it by.
     pub id: String,
     /// A fingerprint of the weights, hexadecimal.
     pub revision: String,
@@ -34,32 +38,49 @@ pub struct Assets {
     pub chat: ChatTemplate,
     /// The ids that end a text.
     pub eos: Vec<u32>,
-    /// How matrices are stored.
+    /// How matrices are stored, as the options say, else as most of the checkpoint is.
     pub format: Format,
 }
 
 impl Assets {
-    /// Reads everything of a folder but its weights, and opens these.
+    /// Reads everything of a folder or a GGUF file but its weights, and opens these. Of a GGUF file, a
+    /// `tokenizer.json` beside it goes before the tokenizer within, with the chat template that it has.
     ///
     /// # Errors
     /// What is missing, damaged or unsupported is named with its file.
-    pub fn open(folder: &Path, id: &str, options: &LoadOptions) -> Result<(Self, Checkpoint), LoadError> {
-        if !folder.is_dir() {
-            return Err(LoadError::file(folder, "is no folder; give a checkpoint folder or a hub id"));
-        }
-        let mut config = DecoderConfig::load(folder)?;
+    pub fn open(path: &Path, id: &str, options: &LoadOptions) -> Result<(Self, Checkpoint), LoadError> {
+        let checkpoint = Checkpoint::open(path)?;
+        let mut config = checkpoint.config()?;
         if let Some(context) = options.context {
             config.context = config.context.min(context.max(1));
         }
-        let checkpoint = Checkpoint::open(folder)?;
+        if config.context * config.head_dim > MOST_ANGLES {
+            let problem = format!("has a context of {} tokens; limit it with `context`", config.context);
+            return Err(LoadError::file(path, problem));
+        }
+        let folder = checkpoint.folder();
+        let (tokenizer, chat, eos) = match checkpoint.gguf() {
+            None => (Tokenizer::load(folder)?, ChatTemplate::load(folder)?, eos(folder, config.vocab)?),
+            Some(file) if folder.join("tokenizer.json").exists() => {
+                let chat = ChatTemplate::load(folder)?;
+                let chat = if chat.usable() { chat } else { file.chat()? };
+                (Tokenizer::load(folder)?, chat, file.eos(config.vocab)?)
+            }
+            Some(file) => (file.tokenizer()?, file.chat()?, file.eos(config.vocab)?),
+        };
+        let format = match options.format {
+            Some(format) => format,
+            None => checkpoint
+                .format("model.layers.0.mlp.down_proj.weight", &[config.hidden, config.intermediate])?,
+        };
         let assets = Self {
             folder: folder.to_path_buf(),
             id: id.to_owned(),
             revision: checkpoint.fingerprint(),
-            tokenizer: Tokenizer::load(folder)?,
-            chat: ChatTemplate::load(folder)?,
-            eos: eos(folder, config.vocab)?,
-            format: options.format.unwrap_or_else(|| checkpoint.format("model.embed_tokens.weight")),
+            tokenizer,
+            chat,
+            eos,
+            format,
             config,
         };
         Ok((assets, checkpoint))

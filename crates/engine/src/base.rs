@@ -18,19 +18,19 @@ pub struct BaseModel {
 }
 
 impl BaseModel {
-    /// Loads a checkpoint folder.
+    /// Loads a checkpoint: a folder, or a GGUF file.
     ///
     /// # Errors
     /// Names the file and the tensor at fault.
-    pub fn load(folder: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
-        let (assets, checkpoint) = Assets::open(folder, id, options)?;
+    pub fn load(path: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
+        let (assets, checkpoint) = Assets::open(path, id, options)?;
         let config = &assets.config;
         let shape = [config.vocab, config.hidden];
-        let embedding = Arc::new(checkpoint.table("model.embed_tokens.weight", shape)?);
-        let head = checkpoint.f32(config.head_tensor(), &shape)?;
+        let embedding = Arc::new(checkpoint.table("model.embed_tokens.weight", shape, options.format)?);
+        let head = [(config.head_tensor().to_owned(), config.vocab)];
         Ok(Self {
-            decoder: Decoder::load(config, &checkpoint, embedding, assets.format, &options.threads)?,
-            head: Linear::pack(&head, config.vocab, config.hidden, None, assets.format)?,
+            decoder: Decoder::load(config, &checkpoint, embedding, options)?,
+            head: checkpoint.linear(&head, config.hidden, None, options.format)?,
             threads: options.threads.clone(),
             assets,
         })

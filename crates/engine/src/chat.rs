@@ -65,18 +65,24 @@ impl ChatTemplate {
             .filter(|(name, _)| name.ends_with("_token"))
             .filter_map(|(name, entry)| Some((name.clone(), token_text(entry)?.to_owned())))
             .collect();
-        let template = match find(folder, &config)? {
+        Ok(Self::new(folder, find(folder, &config)?, tokens))
+    }
+
+    /// A template from its source, if any, and the special tokens that it speaks of, by name. `path` is
+    /// named in the log where the template is broken.
+    pub(crate) fn new(path: &Path, source: Option<String>, tokens: Vec<(String, String)>) -> Self {
+        let template = match source {
             None => Template::None,
             Some(source) => match environment("chat template", &without_generation_tags(&source)) {
                 Ok(environment) => Template::Compiled(Box::new(environment)),
                 Err(error) => {
                     let problem = explain(&error);
-                    tracing::warn!(folder = %folder.display(), problem, "the chat template is unusable");
+                    tracing::warn!(path = %path.display(), problem, "the chat template is unusable");
                     Template::Broken(problem)
                 }
             },
         };
-        Ok(Self { template, tokens })
+        Self { template, tokens }
     }
 
     /// Whether messages can be rendered.

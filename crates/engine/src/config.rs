@@ -74,6 +74,8 @@ pub enum RopeScaling {
         /// The context the model was first trained on.
         original: f64,
     },
+    /// Each frequency divided by its own factor, `[head_dim / 2]`, as GGUF files keep Llama 3.1's.
+    Factors(Vec<f32>),
 }
 
 #[derive(Deserialize)]
@@ -120,7 +122,8 @@ impl DecoderConfig {
         if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" }
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Reads the text of a `config.json`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let raw: Raw = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let family = raw.model_type.clone().unwrap_or_default();
         if !["llama", "mistral", "qwen2", "qwen3"].contains(&family.as_str()) {

@@ -9,7 +9,7 @@ use attune_kernels::{AttentionRow, AttentionShape, EmbeddingTable, Format, Linea
 use candle_core::{Device, Tensor};
 
 use crate::{
-    Checkpoint, DecoderConfig, ForwardError, LoadError,
+    Checkpoint, DecoderConfig, ForwardError, LoadError, LoadOptions,
     kv::{BLOCK_SIZE, KvCache},
     ops::{self, Attention, Rotate, Store},
     rope::RopeTable,
@@ -62,7 +62,7 @@ struct Layer {
 }
 
 impl Decoder {
-    /// Loads the layers, packing every matrix in `format`.
+    /// Loads the layers, packing every matrix as the options say.
     ///
     /// # Errors
     /// A tensor is missing or of another shape.
@@ -70,18 +70,17 @@ impl Decoder {
         config: &DecoderConfig,
         checkpoint: &Checkpoint,
         embedding: Arc<EmbeddingTable>,
-        format: Format,
-        threads: &Threads,
+        options: &LoadOptions,
     ) -> Result<Self, LoadError> {
         Ok(Self {
             layers: (0..config.layers)
-                .map(|i| Layer::load(config, checkpoint, format, i))
+                .map(|i| Layer::load(config, checkpoint, options.format, i))
                 .collect::<Result<_, _>>()?,
             norm: checkpoint.f32("model.norm.weight", &[config.hidden])?,
             rope: RopeTable::new(&config.rope, config.head_dim, config.context),
             config: config.clone(),
             embedding,
-            threads: threads.clone(),
+            threads: options.threads.clone(),
         })
     }
 
@@ -159,7 +158,7 @@ impl Layer {
     fn load(
         config: &DecoderConfig,
         checkpoint: &Checkpoint,
-        format: Format,
+        format: Option<Format>,
         index: usize,
     ) -> Result<Self, LoadError> {
         let DecoderConfig { hidden, intermediate, head_dim, .. } = *config;
@@ -168,16 +167,13 @@ impl Layer {
         let vector = |part: &str, n| checkpoint.f32(&name(part), &[n]);
         // Matrices that read the same input are packed as one, so that a step has fewer products.
         let linear = |parts: &[(&str, usize)], n_in: usize, bias: bool| {
-            let mut weights = Vec::new();
             let mut biases = Vec::new();
-            for &(part, n_out) in parts {
-                weights.extend(checkpoint.f32(&name(&format!("{part}.weight")), &[n_out, n_in])?);
-                if bias {
-                    biases.extend(vector(&format!("{part}.bias"), n_out)?);
-                }
+            for &(part, n_out) in parts.iter().filter(|_| bias) {
+                biases.extend(vector(&format!("{part}.bias"), n_out)?);
             }
-            let n_out = parts.iter().map(|p| p.1).sum();
-            Ok::<_, LoadError>(Linear::pack(&weights, n_out, n_in, bias.then_some(&biases[..]), format)?)
+            let weights: Vec<_> =
+                parts.iter().map(|&(part, n_out)| (name(&format!("{part}.weight")), n_out)).collect();
+            checkpoint.linear(&weights, n_in, bias.then_some(&biases[..]), format)
         };
         Ok(Self {
             attention_norm: vector("input_layernorm.weight", hidden)?,

@@ -1,4 +1,4 @@
-//! From what a user calls a model, a folder or a hub id, to a folder.
+//! From what a user calls a model (a folder, a GGUF file, a hub id) to where it lies.
 
 use std::{
     collections::HashSet,
@@ -33,7 +33,7 @@ const HUB: &str = "https://huggingface.co";
 /// Tries to go on with a broken transfer, with a wait between them.
 const RETRIES: usize = 3;
 
-/// The folder of a model: an existing folder as it is, or `org/name` fetched from the hub (or taken
+/// The place of a model: an existing folder or GGUF file as it is, or `org/name` fetched from the hub (or taken
 /// from its cache) at a branch, tag or commit.
 ///
 /// `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN` and, unless `endpoint` is given, `HF_ENDPOINT` are honoured.
@@ -57,11 +57,11 @@ pub fn resolve_into(
     cache: Option<&Path>,
 ) -> Result<PathBuf, LoadError> {
     let path = Path::new(model);
-    if path.is_dir() {
+    if path.is_dir() || crate::gguf::find(path)?.is_some() {
         return Ok(path.to_path_buf());
     }
     if path.exists() {
-        return Err(LoadError::file(path, "is a file; name the folder that holds it"));
+        return Err(LoadError::file(path, "is a file, but no .gguf; name the folder that holds it"));
     }
     if !is_hub_id(model) {
         return Err(LoadError::Other(format!(

@@ -12,6 +12,7 @@ mod checkpoint;
 mod config;
 mod decoder;
 mod error;
+mod gguf;
 pub mod hub;
 pub mod kv;
 mod ops;

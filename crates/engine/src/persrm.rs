@@ -25,7 +25,7 @@ struct Settings {
     weights: WeightsForm,
     /// The default reference.
     reference: Option<DefaultReference>,
-    /// The folder, within this one, of the weights before training.
+    /// The folder or GGUF file, within this folder, of the weights before training.
     reference_model: Option<String>,
     /// The scale of the loss it was trained with; the fit of profiles uses it.
     beta: Option<f64>,
@@ -86,26 +86,28 @@ pub struct PersRm {
 }
 
 impl PersRm {
-    /// Loads a checkpoint folder with what stands beside it: `attune.json`,
-    /// `value_head.safetensors`, `weight_head.safetensors`, and the reference's folder.
+    /// Loads a checkpoint, a folder or a GGUF file, with what stands beside its weights: `attune.json`,
+    /// `value_head.safetensors`, `weight_head.safetensors`, and the reference's weights.
     ///
     /// # Errors
     /// Names the file and the tensor at fault.
-    pub fn load(folder: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
-        let (assets, checkpoint) = Assets::open(folder, id, options)?;
+    pub fn load(path: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
+        let (assets, checkpoint) = Assets::open(path, id, options)?;
+        let folder = checkpoint.folder();
         let settings = settings(folder)?;
         let (policy, reference) = match &settings.reference_model {
-            None => (Scorer::load(&assets, &assets.config, &checkpoint, options)?, None),
+            None => (Scorer::load(&assets.config, &checkpoint, options)?, None),
             Some(name) => {
-                let folder = subfolder(folder, name)?;
-                let mut config = DecoderConfig::load(&folder)?;
+                let path = within(folder, name)?;
+                let weights = Checkpoint::open(&path)?;
+                let mut config = weights.config()?;
                 config.context = config.context.min(assets.config.context);
                 let same = |c: &DecoderConfig| (c.layers, c.kv_heads * c.head_dim, c.hidden, c.vocab);
                 if same(&config) != same(&assets.config) {
-                    return Err(LoadError::file(&folder, "the reference's shape differs from the model's"));
+                    return Err(LoadError::file(&path, "the reference's shape differs from the model's"));
                 }
-                let reference = Scorer::load(&assets, &config, &Checkpoint::open(&folder)?, options)?;
-                (Scorer::load(&assets, &assets.config, &checkpoint, options)?, Some(reference))
+                let reference = Scorer::load(&config, &weights, options)?;
+                (Scorer::load(&assets.config, &checkpoint, options)?, Some(reference))
             }
         };
         let d = assets.config.hidden;
@@ -221,19 +223,18 @@ impl PersRm {
 
 impl Scorer {
     fn load(
-        assets: &Assets,
         config: &DecoderConfig,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
     ) -> Result<Self, LoadError> {
         let shape = [config.vocab, config.hidden];
-        let embedding = Arc::new(checkpoint.table("model.embed_tokens.weight", shape)?);
+        let embedding = Arc::new(checkpoint.table("model.embed_tokens.weight", shape, options.format)?);
         let head = if config.tied {
             Arc::clone(&embedding)
         } else {
-            Arc::new(checkpoint.table(config.head_tensor(), shape)?)
+            Arc::new(checkpoint.table(config.head_tensor(), shape, options.format)?)
         };
-        let decoder = Decoder::load(config, checkpoint, embedding, assets.format, &options.threads)?;
+        let decoder = Decoder::load(config, checkpoint, embedding, options)?;
         Ok(Self { decoder, head })
     }
 }
@@ -247,10 +248,12 @@ fn settings(folder: &Path) -> Result<Settings, LoadError> {
     serde_json::from_str(&text).map_err(|e| LoadError::file(&path, e))
 }
 
-fn subfolder(folder: &Path, name: &str) -> Result<std::path::PathBuf, LoadError> {
+/// A folder or GGUF file beside the model.
+fn within(folder: &Path, name: &str) -> Result<std::path::PathBuf, LoadError> {
     let path = folder.join(name);
-    if Path::new(name).file_name().is_none_or(|f| f != name) || !path.is_dir() {
-        let problem = format!("`reference_model` is `{name}`, which is no folder within this one");
+    if Path::new(name).file_name().is_none_or(|f| f != name) || !path.exists() {
+        let problem =
+            format!("`reference_model` is `{name}`, which is no folder or .gguf file within this one");
         return Err(LoadError::file(&folder.join("attune.json"), problem));
     }
     Ok(path)

@@ -37,13 +37,14 @@ impl RopeTable {
 
 fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
     let plain = (0..head_dim / 2).map(|i| 1.0 / (rope.theta as f32).powf((2 * i) as f32 / head_dim as f32));
-    match rope.scaling {
+    match &rope.scaling {
         RopeScaling::None => plain.collect(),
-        RopeScaling::Linear { factor } => plain.map(|f| f / factor as f32).collect(),
+        RopeScaling::Linear { factor } => plain.map(|f| f / *factor as f32).collect(),
+        RopeScaling::Factors(factors) => plain.zip(factors).map(|(f, factor)| f / factor).collect(),
         // Llama 3.1's rule, as in the model's reference implementation.
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
             let [factor, low, high, original] =
-                [factor, low_freq_factor, high_freq_factor, original].map(|v| v as f32);
+                [factor, low_freq_factor, high_freq_factor, original].map(|v| *v as f32);
             plain
                 .map(|frequency| {
                     let wavelength = 2.0 * PI / frequency;

@@ -30,18 +30,25 @@ impl Tokenizer {
             let problem = format!("{e}; a checkpoint needs its tokenizer.json (the `fast` tokenizer)");
             LoadError::file(&path, problem)
         })?;
+        Self::parse(&path, &text, &read_config(folder)?)
+    }
+
+    /// A tokenizer from the text of a `tokenizer.json` and the value of a `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// The text is damaged or of another form; `path` is named.
+    pub(crate) fn parse(path: &Path, text: &[u8], config: &Value) -> Result<Self, LoadError> {
         // The parser of the crate is not written for hostile files; a panic in it must not end the service.
-        let mut inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&text))
-            .map_err(|_| LoadError::file(&path, "is damaged: the tokenizer cannot be built from it"))?
-            .map_err(|e| LoadError::file(&path, format!("is no tokenizer that is understood: {e}")))?;
+        let mut inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(text))
+            .map_err(|_| LoadError::file(path, "is damaged: the tokenizer cannot be built from it"))?
+            .map_err(|e| LoadError::file(path, format!("is no tokenizer that is understood: {e}")))?;
         // Files often keep the cut and the padding of their training run; a prompt must stay whole.
-        inner.with_truncation(None).map_err(|e| LoadError::file(&path, e))?;
+        inner.with_truncation(None).map_err(|e| LoadError::file(path, e))?;
         inner.with_padding(None);
 
-        let config = read_config(folder)?;
-        let declared = declared_special(&config, &inner);
-        let json: Value = serde_json::from_slice(&text).map_err(|e| LoadError::file(&path, e))?;
-        Self::new(inner, declared, &Spelling::of(&json)).map_err(|problem| LoadError::file(&path, problem))
+        let declared = declared_special(config, &inner);
+        let json: Value = serde_json::from_slice(text).map_err(|e| LoadError::file(path, e))?;
+        Self::new(inner, declared, &Spelling::of(&json)).map_err(|problem| LoadError::file(path, problem))
     }
 
     fn new(

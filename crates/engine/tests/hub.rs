@@ -192,6 +192,9 @@ fn what_is_no_model_says_what_was_tried() {
     let file = folder.path().join("model.gguf");
     fs::write(&file, "x").unwrap();
     let error = |model: &str| resolve(model, None, None).unwrap_err().to_string();
+    assert_eq!(resolve(file.to_str().unwrap(), None, None).unwrap(), file);
+    let file = folder.path().join("model.safetensors");
+    fs::write(&file, "x").unwrap();
     assert!(error(file.to_str().unwrap()).contains("is a file"));
     for model in ["no-such-folder", "./a/b/c", "", "http://x/y", "../up"] {
         let error = error(model);

@@ -4,8 +4,9 @@ use half::{bf16, f16};
 
 use crate::disjoint::Disjoint;
 use crate::error::check_len;
+use crate::linear::{BLOCK, q8_block};
 use crate::simd::{Isa, LANES, Lanes, simd_fn};
-use crate::{KernelError, Threads};
+use crate::{Format, KernelError, Threads};
 
 /// Rows of the vocabulary that one task multiplies. Fixed, so that a sum over the vocabulary has one
 /// order for any number of threads.
@@ -24,7 +25,12 @@ enum Rows {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
+    /// Of every row, blocks of 32 numbers as GGUF's Q8_0 has them: 34 bytes.
+    Q8(Vec<u8>),
 }
+
+/// Bytes of a block: a scale in half precision and 32 signed bytes.
+const BLOCK_BYTES: usize = 2 + BLOCK;
 
 impl EmbeddingTable {
     /// Keeps `[vocab, d]` single-precision numbers.
@@ -54,6 +60,41 @@ impl EmbeddingTable {
         Ok(Self { rows: Rows::F16(rows), vocab, d })
     }
 
+    /// Keeps GGUF Q8_0 as it is: `blocks` is `[vocab, d / 32]` blocks of 34 bytes, a half-precision
+    /// scale (little endian) and 32 signed bytes.
+    ///
+    /// # Errors
+    /// `d` is no multiple of 32, or the length is not that of the shape.
+    pub fn from_q8_blocks(blocks: Vec<u8>, vocab: usize, d: usize) -> Result<Self, KernelError> {
+        if !d.is_multiple_of(BLOCK) {
+            return Err(KernelError::Multiple { what: "the width of a Q8_0 embedding", of: 32, got: d });
+        }
+        check_len("a Q8_0 embedding (bytes)", blocks.len(), vocab * (d / BLOCK) * BLOCK_BYTES)?;
+        Ok(Self { rows: Rows::Q8(blocks), vocab, d })
+    }
+
+    /// Keeps rows as `fill` gives them, in `format`: it is called once for every row below `vocab`, in
+    /// order, and writes that row's `d` numbers.
+    pub fn pack_with(
+        vocab: usize,
+        d: usize,
+        format: Format,
+        mut fill: impl FnMut(usize, &mut [f32]),
+    ) -> Self {
+        let mut rows = match format {
+            Format::F32 => Rows::F32(Vec::with_capacity(vocab * d)),
+            Format::Bf16 => Rows::Bf16(Vec::with_capacity(vocab * d)),
+            Format::F16 => Rows::F16(Vec::with_capacity(vocab * d)),
+            Format::Q8 => Rows::Q8(Vec::with_capacity(vocab * d.div_ceil(BLOCK) * BLOCK_BYTES)),
+        };
+        let mut row = vec![0.0; d];
+        for id in 0..vocab {
+            fill(id, &mut row);
+            rows.push(&row);
+        }
+        Self { rows, vocab, d }
+    }
+
     /// `V`.
     pub fn vocab(&self) -> usize {
         self.vocab
@@ -70,6 +111,7 @@ impl EmbeddingTable {
             Rows::F32(rows) => size_of_val(rows.as_slice()),
             Rows::Bf16(rows) => size_of_val(rows.as_slice()),
             Rows::F16(rows) => size_of_val(rows.as_slice()),
+            Rows::Q8(blocks) => blocks.len(),
         }
     }
 
@@ -84,6 +126,10 @@ impl EmbeddingTable {
             Rows::F32(rows) => out.copy_from_slice(&rows[at..][..self.d]),
             Rows::Bf16(rows) => out.iter_mut().zip(&rows[at..][..self.d]).for_each(|(o, r)| *o = r.to_f32()),
             Rows::F16(rows) => out.iter_mut().zip(&rows[at..][..self.d]).for_each(|(o, r)| *o = r.to_f32()),
+            Rows::Q8(blocks) => {
+                let bytes = self.d.div_ceil(BLOCK) * BLOCK_BYTES;
+                unpack_q8(&blocks[id as usize * bytes..][..bytes], out);
+            }
         }
     }
 
@@ -99,12 +145,19 @@ impl EmbeddingTable {
 
     fn dot_as(&self, isa: Isa, ids: impl Iterator<Item = u32>, features: &[f32], out: &mut [f32]) {
         assert_eq!(features.len(), self.d, "features have the width of a row");
+        // Rows of 8 bits are few, and seldom all: they are widened first, so that they give the bits
+        // that single precision gives.
+        let mut wide = if matches!(self.rows, Rows::Q8(_)) { vec![0.0; self.d] } else { Vec::new() };
         for (id, out) in ids.zip(out) {
             let at = id as usize * self.d;
             *out = match &self.rows {
                 Rows::F32(rows) => dot_f32(isa, &rows[at..][..self.d], features),
                 Rows::Bf16(rows) => dot_bf16(isa, &rows[at..][..self.d], features),
                 Rows::F16(rows) => dot_f16(isa, &rows[at..][..self.d], features),
+                Rows::Q8(_) => {
+                    self.row_into(id, &mut wide);
+                    dot_f32(isa, &wide, features)
+                }
             };
         }
     }
@@ -133,6 +186,31 @@ impl EmbeddingTable {
         });
         let (max, sum) = log_sum(parts.into_iter());
         max + sum.ln()
+    }
+}
+
+/// The numbers of a row of Q8_0 blocks; exact.
+fn unpack_q8(blocks: &[u8], out: &mut [f32]) {
+    for (block, out) in blocks.chunks_exact(BLOCK_BYTES).zip(out.chunks_mut(BLOCK)) {
+        let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+        out.iter_mut().zip(&block[2..]).for_each(|(o, &w)| *o = scale * f32::from(w as i8));
+    }
+}
+
+impl Rows {
+    fn push(&mut self, row: &[f32]) {
+        match self {
+            Self::F32(rows) => rows.extend_from_slice(row),
+            Self::Bf16(rows) => rows.extend(row.iter().map(|&x| bf16::from_f32(x))),
+            Self::F16(rows) => rows.extend(row.iter().map(|&x| f16::from_f32(x))),
+            Self::Q8(blocks) => {
+                for block in row.chunks(BLOCK) {
+                    let (scale, weights) = q8_block(block);
+                    blocks.extend(scale.to_le_bytes());
+                    blocks.extend(weights.map(|w| w as u8));
+                }
+            }
+        }
     }
 }
 
@@ -218,12 +296,15 @@ mod tests {
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
-    fn tables(seed: u64, vocab: usize, d: usize) -> [EmbeddingTable; 3] {
+    fn tables(seed: u64, vocab: usize, d: usize) -> [EmbeddingTable; 4] {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let rows: Vec<f32> = (0..vocab * d).map(|_| rng.random_range(-1.0f32..1.0)).collect();
         let short = rows.iter().map(|&x| bf16::from_f32(x)).collect();
         let half = rows.iter().map(|&x| f16::from_f32(x)).collect();
         [
+            EmbeddingTable::pack_with(vocab, d, Format::Q8, |id, row| {
+                row.copy_from_slice(&rows[id * d..][..d]);
+            }),
             EmbeddingTable::from_f32(rows, vocab, d).unwrap(),
             EmbeddingTable::from_bf16(short, vocab, d).unwrap(),
             EmbeddingTable::from_f16(half, vocab, d).unwrap(),
@@ -261,7 +342,39 @@ mod tests {
     }
 
     #[test]
+    fn packing_keeps_what_a_format_can_hold() {
+        let [q8, f32, bf16, f16] = tables(7, 9, 96);
+        let row = |table: &EmbeddingTable, id: usize| {
+            let mut row = vec![0.0; 96];
+            table.row_into(id as u32, &mut row);
+            row
+        };
+        for (format, table, near) in [
+            (Format::F32, &f32, 0.0),
+            (Format::Bf16, &bf16, 1.0 / 256.0),
+            (Format::F16, &f16, 1.0 / 2048.0),
+            // Half a step of the largest number over 127, and the rounding of its scale.
+            (Format::Q8, &q8, 0.5 / 127.0 + 1.0 / 2048.0),
+        ] {
+            let packed =
+                EmbeddingTable::pack_with(9, 96, format, |id, out| out.copy_from_slice(&row(table, id)));
+            assert_eq!(packed.bytes(), table.bytes());
+            for id in 0..9 {
+                assert_eq!(row(&packed, id), row(table, id), "{format:?} keeps its own numbers");
+                let away =
+                    row(table, id).iter().zip(row(&f32, id)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(away <= near, "{format:?}: {away}");
+            }
+        }
+        let Rows::Q8(blocks) = q8.rows.clone() else { panic!("packed as asked") };
+        let kept = EmbeddingTable::from_q8_blocks(blocks, 9, 96).unwrap();
+        assert_eq!(row(&kept, 8), row(&q8, 8));
+    }
+
+    #[test]
     fn a_wrong_length_is_refused() {
         assert!(EmbeddingTable::from_f32(vec![0.0; 11], 3, 4).is_err());
+        assert!(EmbeddingTable::from_q8_blocks(vec![0; 34], 1, 31).is_err());
+        assert!(EmbeddingTable::from_q8_blocks(vec![0; 35], 1, 32).is_err());
     }
 }

@@ -54,9 +54,10 @@ impl TryFrom<String> for Quantize {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EngineConfig {
-    /// The model: a checkpoint folder, or an id of the Hugging Face hub. Required.
+    /// The model: a checkpoint folder, a GGUF file, or an id of the Hugging Face hub. Required.
     pub model: String,
-    /// The name that others know the model by. Absent: the folder's name, or the hub id.
+    /// The name that others know the model by. Absent: the folder's or file's name, or the hub
+    /// id.
     pub model_id: Option<String>,
     /// The revision to fetch of a hub id. Absent: its main branch.
     pub model_revision: Option<String>,
@@ -110,7 +111,11 @@ impl EngineConfig {
     /// [`ConfigError::Invalid`] names the key and what is allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.model.is_empty() {
-            return Err(invalid("model", "absent", "a checkpoint folder or a hub id; give --model"));
+            return Err(invalid(
+                "model",
+                "absent",
+                "a checkpoint folder, a .gguf file or a hub id; give --model",
+            ));
         }
         check_range("threads", self.threads, 0..=1024)?;
         if let Some(context) = self.context {
@@ -132,8 +137,12 @@ impl EngineConfig {
         let named = self.model_id.clone().filter(|id| !id.is_empty());
         named.unwrap_or_else(|| {
             let path = Path::new(&self.model);
-            let folder = path.is_dir().then(|| path.canonicalize().ok()).flatten();
-            let name = folder.as_deref().and_then(Path::file_name);
+            let place = path.canonicalize().ok();
+            let name = match &place {
+                Some(folder) if folder.is_dir() => folder.file_name(),
+                Some(file) => file.file_stem(),
+                None => None,
+            };
             name.map_or_else(|| self.model.clone(), |n| n.to_string_lossy().into_owned())
         })
     }
@@ -177,10 +186,10 @@ impl EngineConfig {
 /// The flags of an engine; flatten it into the service's own with `#[command(flatten)]`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct EngineArgs {
-    /// The model: a checkpoint folder, or a hub id such as "organisation/name".
-    #[arg(long, value_name = "FOLDER|ID")]
+    /// The model: a checkpoint folder, a .gguf file, or a hub id such as "organisation/name".
+    #[arg(long, value_name = "FOLDER|FILE|ID")]
     pub model: Option<String>,
-    /// The name that others know the model by [default: the folder's name, or the hub id]
+    /// The name that others know the model by [default: the folder's or file's name, or the hub id]
     #[arg(long, value_name = "NAME")]
     pub model_id: Option<String>,
     /// Threads that compute; 0: one for each core [default: 0]
@@ -268,6 +277,10 @@ mod tests {
         let model = folder.path().to_str().unwrap().to_owned();
         let name = folder.path().file_name().unwrap().to_str().unwrap();
         assert_eq!(EngineConfig { model, ..EngineConfig::default() }.id(), name);
+        let file = folder.path().join("base.q8.gguf");
+        std::fs::write(&file, "").unwrap();
+        let model = file.to_str().unwrap().to_owned();
+        assert_eq!(EngineConfig { model, ..EngineConfig::default() }.id(), "base.q8");
         let hub = EngineConfig { model: "b/c".into(), ..EngineConfig::default() };
         assert_eq!(hub.id(), "b/c");
         assert_eq!(EngineConfig { model_id: Some("y".into()), ..hub }.id(), "y");

@@ -1,42 +1,54 @@
-//! The safetensors files of a folder, mapped into memory; single or sharded.
+//! The weights of a checkpoint, from safetensors or GGUF, and their way into packed form.
+
+mod safetensors;
+pub(crate) mod stored;
 
 use std::{
-    collections::HashMap,
     fs::File,
     path::{Path, PathBuf},
 };
 
-use attune_kernels::{EmbeddingTable, Format};
-use half::{bf16, f16};
+use attune_kernels::{EmbeddingTable, Format, Linear};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest as _, Sha256};
 
-use crate::LoadError;
+use crate::{
+    DecoderConfig, LoadError,
+    gguf::{self, GgufFile},
+};
+use safetensors::SafetensorsFiles;
+pub(crate) use safetensors::shards;
+use stored::{Element, Stored};
 
-/// The tensors of a checkpoint. Nothing is read before it is asked for.
+/// The tensors of a checkpoint, by the names that they have in safetensors. Nothing is read before it is
+/// asked for.
 pub struct Checkpoint {
     folder: PathBuf,
-    files: Vec<(PathBuf, Mmap)>,
-    /// Tensor name to its file, checked when opened.
-    index: HashMap<String, usize>,
+    files: Files,
+}
+
+enum Files {
+    Safetensors(SafetensorsFiles),
+    Gguf(Box<GgufFile>),
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Opens a GGUF file (by its ending, or as the only weights of a folder) or the safetensors of a
+    /// folder.
     ///
     /// # Errors
     /// A missing, truncated or damaged file is named.
-    pub fn open(folder: &Path) -> Result<Self, LoadError> {
-        let index = folder.join("model.safetensors.index.json");
-        let single = folder.join("model.safetensors");
-        if single.exists() {
-            Self::open_files(folder, vec![single])
-        } else if index.exists() {
-            Self::open_files(folder, shards(folder, &index)?)
-        } else {
-            Err(LoadError::file(folder, "holds neither model.safetensors nor model.safetensors.index.json"))
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        if let Some(file) = gguf::find(path)? {
+            let folder = file.parent().unwrap_or(Path::new("")).to_path_buf();
+            return Ok(Self { folder, files: Files::Gguf(Box::new(GgufFile::open(&file)?)) });
         }
+        if !path.is_dir() {
+            let problem =
+                "is neither a folder nor a .gguf file; give a checkpoint folder, such a file or a hub id";
+            return Err(LoadError::file(path, problem));
+        }
+        Ok(Self { folder: path.to_path_buf(), files: Files::Safetensors(SafetensorsFiles::open(path)?) })
     }
 
     /// Opens one safetensors file beside the model's own.
@@ -44,134 +56,201 @@ impl Checkpoint {
     /// # Errors
     /// As `open`.
     pub fn open_file(folder: &Path, name: &str) -> Result<Self, LoadError> {
-        Self::open_files(folder, vec![folder.join(name)])
+        let files = SafetensorsFiles::open_files(folder, vec![folder.join(name)])?;
+        Ok(Self { folder: folder.to_path_buf(), files: Files::Safetensors(files) })
     }
 
-    fn open_files(folder: &Path, paths: Vec<PathBuf>) -> Result<Self, LoadError> {
-        let mut files = Vec::with_capacity(paths.len());
-        let mut index = HashMap::new();
-        for path in paths {
-            let file = File::open(&path).map_err(|e| LoadError::file(&path, e))?;
-            let map = map(&file).map_err(|e| LoadError::file(&path, e))?;
-            let tensors = SafeTensors::deserialize(&map)
-                .map_err(|e| LoadError::file(&path, format!("damaged or truncated safetensors: {e}")))?;
-            for name in tensors.names() {
-                index.insert(name.to_owned(), files.len());
-            }
-            files.push((path, map));
+    /// The folder that the weights lie in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The GGUF file, where the weights are one.
+    pub(crate) fn gguf(&self) -> Option<&GgufFile> {
+        match &self.files {
+            Files::Gguf(file) => Some(file),
+            Files::Safetensors(_) => None,
         }
-        Ok(Self { folder: folder.to_path_buf(), files, index })
+    }
+
+    /// The shape of the decoder: from `config.json`, or from the GGUF file itself.
+    ///
+    /// # Errors
+    /// As [`DecoderConfig::load`].
+    pub fn config(&self) -> Result<DecoderConfig, LoadError> {
+        match &self.files {
+            Files::Safetensors(_) => DecoderConfig::load(&self.folder),
+            Files::Gguf(file) => Ok(file.config().clone()),
+        }
     }
 
     /// Whether a tensor of this name exists.
     pub fn contains(&self, name: &str) -> bool {
-        self.index.contains_key(name)
-    }
-
-    /// The packed format that stores a tensor's numbers as the checkpoint does.
-    pub fn format(&self, name: &str) -> Format {
-        let dtype = self.index.get(name).and_then(|&file| {
-            let tensors = SafeTensors::deserialize(&self.files[file].1).ok()?;
-            tensors.tensor(name).ok().map(|t| t.dtype())
-        });
-        match dtype {
-            Some(Dtype::BF16) => Format::Bf16,
-            Some(Dtype::F16) => Format::F16,
-            _ => Format::F32,
+        match &self.files {
+            Files::Safetensors(files) => files.contains(name),
+            Files::Gguf(file) => file.contains(name),
         }
     }
 
-    /// An embedding, `[V, d]`, stored as the checkpoint does.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Stored<'_>, LoadError> {
+        match &self.files {
+            Files::Safetensors(files) => files.tensor(name, shape),
+            Files::Gguf(file) => file.tensor(name, shape),
+        }
+    }
+
+    /// The packed format that stores a tensor's numbers as the checkpoint does, or as nearly as any.
     ///
     /// # Errors
     /// As `f32`.
-    pub fn table(&self, name: &str, shape: [usize; 2]) -> Result<EmbeddingTable, LoadError> {
-        let values = self.f32(name, &shape)?;
+    pub fn format(&self, name: &str, shape: &[usize]) -> Result<Format, LoadError> {
+        Ok(self.tensor(name, shape)?.element().format())
+    }
+
+    /// An embedding, `[V, d]`, in the checkpoint's own format; where ours has none for it, in `format`, or
+    /// in 8-bit blocks without one.
+    ///
+    /// # Errors
+    /// As `f32`.
+    pub fn table(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        format: Option<Format>,
+    ) -> Result<EmbeddingTable, LoadError> {
         let [vocab, d] = shape;
-        Ok(match self.format(name) {
-            Format::Bf16 => {
-                EmbeddingTable::from_bf16(values.into_iter().map(bf16::from_f32).collect(), vocab, d)?
+        let tensor = self.tensor(name, &shape)?;
+        let format = match tensor.element() {
+            Element::Quantized(_) => format.unwrap_or(Format::Q8),
+            own => own.format(),
+        };
+        let rows = Rows::new(vec![(name, tensor)]);
+        match rows.q8_blocks() {
+            Some(blocks) => Ok(EmbeddingTable::from_q8_blocks(blocks, vocab, d)?),
+            None => self.pack(rows, |fill| Ok(EmbeddingTable::pack_with(vocab, d, format, fill))),
+        }
+    }
+
+    /// A linear layer of one or several matrices, `[n_out, n_in]` each, one below the other. Without a
+    /// `format`: the one that all of them have; single precision where they differ.
+    ///
+    /// # Errors
+    /// As `f32`.
+    pub fn linear(
+        &self,
+        parts: &[(String, usize)],
+        n_in: usize,
+        bias: Option<&[f32]>,
+        format: Option<Format>,
+    ) -> Result<Linear, LoadError> {
+        let stored = |(name, n_out): &'_ (String, usize)| self.tensor(name, &[*n_out, n_in]);
+        let tensors = parts.iter().map(|part| Ok((part.0.as_str(), stored(part)?)));
+        let rows = Rows::new(tensors.collect::<Result<_, LoadError>>()?);
+        let n_out = parts.iter().map(|part| part.1).sum();
+        let format = format.unwrap_or_else(|| rows.format());
+        match rows.q8_blocks().filter(|_| format == Format::Q8) {
+            Some(blocks) => Ok(Linear::from_q8_blocks(&blocks, n_out, n_in, bias)?),
+            None => self.pack(rows, |fill| Linear::pack_with(n_out, n_in, bias, format, fill)),
+        }
+    }
+
+    /// Packs rows that are read one by one, so that no second copy of a matrix is made.
+    fn pack<T>(
+        &self,
+        rows: Rows<'_>,
+        pack: impl FnOnce(&mut dyn FnMut(usize, &mut [f32])) -> Result<T, attune_kernels::KernelError>,
+    ) -> Result<T, LoadError> {
+        let mut rows_left = rows.iter();
+        let mut failed = None;
+        let packed = pack(&mut |_, out| {
+            if let Some((name, tensor, row)) = rows_left.next()
+                && let Err(error) = tensor.row_into(row, out)
+            {
+                failed.get_or_insert_with(|| LoadError::tensor(&self.folder, name, error));
             }
-            Format::F16 => {
-                EmbeddingTable::from_f16(values.into_iter().map(f16::from_f32).collect(), vocab, d)?
-            }
-            _ => EmbeddingTable::from_f32(values, vocab, d)?,
-        })
+        });
+        failed.map_or(Ok(()), Err)?;
+        Ok(packed?)
     }
 
     /// The numbers of a tensor, row-major, widened to f32.
     ///
     /// # Errors
-    /// It is missing, of another shape, or of a type other than F32, F16 and BF16.
+    /// It is missing, of another shape, or of a type that is not supported.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
-        let file = *self
-            .index
-            .get(name)
-            .ok_or_else(|| LoadError::tensor(&self.folder, name, "is missing from the checkpoint"))?;
-        let (path, map) = &self.files[file];
-        let tensors = SafeTensors::deserialize(map).map_err(|e| LoadError::file(path, e))?;
-        let view = tensors.tensor(name).map_err(|e| LoadError::tensor(path, name, e))?;
-        if view.shape() != shape {
-            let problem = format!("has shape {:?}, but config.json asks for {shape:?}", view.shape());
-            return Err(LoadError::tensor(path, name, problem));
+        let tensor = self.tensor(name, shape)?;
+        let mut values = vec![0.0; shape.iter().product()];
+        let width = values.len() / tensor.rows().max(1);
+        for (row, out) in values.chunks_exact_mut(width.max(1)).enumerate() {
+            tensor.row_into(row, out).map_err(|e| LoadError::tensor(&self.folder, name, e))?;
         }
-        widen(&view).ok_or_else(|| {
-            let problem = format!("is stored as {:?}; supported: F32, F16, BF16", view.dtype());
-            LoadError::tensor(path, name, problem)
-        })
+        Ok(values)
     }
 
     /// A fingerprint of the files, hexadecimal: over names, shapes, types and sampled content.
     ///
     /// It tells checkpoints apart without reading gigabytes; it is no proof of integrity.
     pub fn fingerprint(&self) -> String {
-        const SAMPLE: usize = 4096;
         let mut hash = Sha256::new();
-        for (_, map) in &self.files {
-            hash.update((map.len() as u64).to_le_bytes());
-            let header = map.len().min(1 << 20);
-            hash.update(&map[..header]);
-            let stride = (map.len() / 256).max(SAMPLE);
-            for start in (header..map.len()).step_by(stride) {
-                hash.update(&map[start..map.len().min(start + SAMPLE)]);
-            }
+        match &self.files {
+            Files::Safetensors(files) => files.bytes().for_each(|bytes| sample(bytes, &mut hash)),
+            Files::Gguf(file) => sample(file.bytes(), &mut hash),
         }
         hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
     }
 }
 
-pub(crate) fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: HashMap<String, String>,
-    }
-    let text = std::fs::read_to_string(index).map_err(|e| LoadError::file(index, e))?;
-    let parsed: Index = serde_json::from_str(&text).map_err(|e| LoadError::file(index, e))?;
-    let mut names: Vec<String> = parsed.weight_map.into_values().collect();
-    names.sort();
-    names.dedup();
-    for name in &names {
-        // A checkpoint must not make the service read files outside its folder.
-        if Path::new(name).file_name().is_none_or(|f| f != name.as_str()) {
-            return Err(LoadError::file(index, format!("names `{name}`, which is not a plain file name")));
-        }
-    }
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+/// The rows of one or several matrices, one below the other.
+struct Rows<'a> {
+    tensors: Vec<(&'a str, Stored<'a>)>,
 }
 
-fn widen(view: &TensorView<'_>) -> Option<Vec<f32>> {
-    let data = view.data();
-    Some(match view.dtype() {
-        Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        Dtype::BF16 => data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        _ => return None,
-    })
+impl<'a> Rows<'a> {
+    fn new(tensors: Vec<(&'a str, Stored<'a>)>) -> Self {
+        Self { tensors }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&'a str, &Stored<'a>, usize)> {
+        self.tensors.iter().flat_map(|(name, tensor)| (0..tensor.rows()).map(move |row| (*name, tensor, row)))
+    }
+
+    fn format(&self) -> Format {
+        let mut formats = self.tensors.iter().map(|(_, tensor)| tensor.element().format());
+        let first = formats.next().unwrap_or(Format::F32);
+        if formats.all(|format| format == first) { first } else { Format::F32 }
+    }
+
+    /// All rows as blocks of Q8_0, where the files hold such.
+    fn q8_blocks(&self) -> Option<Vec<u8>> {
+        let all = self.tensors.iter().all(|(_, tensor)| tensor.element() == Element::Q8);
+        all.then(|| self.iter().flat_map(|(_, tensor, row)| tensor.row(row)).copied().collect())
+    }
+}
+
+/// Hashes a file's length, its beginning and parts of the rest.
+fn sample(bytes: &[u8], hash: &mut Sha256) {
+    const SAMPLE: usize = 4096;
+    hash.update((bytes.len() as u64).to_le_bytes());
+    let header = bytes.len().min(1 << 20);
+    hash.update(&bytes[..header]);
+    let stride = (bytes.len() / 256).max(SAMPLE);
+    for start in (header..bytes.len()).step_by(stride) {
+        hash.update(&bytes[start..bytes.len().min(start + SAMPLE)]);
+    }
+}
+
+/// A file's bytes.
+///
+/// # Errors
+/// The file cannot be opened or mapped.
+pub(crate) fn map(path: &Path) -> Result<Mmap, LoadError> {
+    let file = File::open(path).map_err(|e| LoadError::file(path, e))?;
+    map_file(&file).map_err(|e| LoadError::file(path, e))
 }
 
 /// The crate's one unsafe function.
 #[allow(unsafe_code)]
-fn map(file: &File) -> std::io::Result<Mmap> {
+fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is read-only; as with every mapped file, whoever truncates a checkpoint while a
     // service runs on it ends that service. Weights are copied out while loading, so the time is short.
     unsafe { Mmap::map(file) }

@@ -15,8 +15,8 @@ use crate::disjoint::Disjoint;
 use crate::error::check_len;
 use crate::simd::Isa;
 use crate::{KernelError, Threads};
-pub(crate) use panels::Line;
-use panels::{BLOCK, BLOCK_LINES, COLUMNS, column_into, pack_panel, panel_lines, set_block};
+pub(crate) use panels::{BLOCK, Line, q8_block};
+use panels::{BLOCK_LINES, COLUMNS, column_into, pack_panel, panel_lines, set_block};
 pub(crate) use store::Store;
 
 /// How a linear layer keeps its weights.

@@ -47,7 +47,7 @@ pub(crate) fn pack_panel(format: Format, rows: &[f32], n_in: usize, panel: &mut 
         for column in 0..COLUMNS {
             let row = rows.get(column * n_in..(column + 1) * n_in).unwrap_or(&zeros);
             for (block, lines) in row.chunks(BLOCK).zip(panel.chunks_exact_mut(BLOCK_LINES)) {
-                let (scale, weights) = quantize(block);
+                let (scale, weights) = q8_block(block);
                 set_block(lines, column, scale, &weights);
             }
         }
@@ -71,7 +71,7 @@ pub(crate) fn pack_panel(format: Format, rows: &[f32], n_in: usize, panel: &mut 
 }
 
 /// Up to 32 weights as signed bytes and the scale that gives them back, as half precision.
-fn quantize(weights: &[f32]) -> (f16, [i8; BLOCK]) {
+pub(crate) fn q8_block(weights: &[f32]) -> (f16, [i8; BLOCK]) {
     let largest = weights.iter().fold(0.0f32, |m, w| m.max(w.abs()));
     let scale = f16::from_f32(largest / 127.0);
     let inverse = if scale.to_f32() == 0.0 { 0.0 } else { 1.0 / scale.to_f32() };
