@@ -179,5 +179,5 @@ fn the_small_random_pair_in_eight_bits() {
     let ids = |seed: u32| (0..128).map(|i| 6 + (i * 37 + seed * 1009) % 4000).collect::<Vec<u32>>();
     let texts = (0..8).map(|seed| Text { base: ids(seed), persrm: ids(seed) }).collect();
     let all = agreement(root.path(), texts, 64, 0.8, &[]);
-    assert!(all.plain * 100 >= all.steps * 90, "{all}");
+    assert!(all.plain * 100 >= all.steps * 85 && all.guided * 100 >= all.steps * 75, "{all}");
 }
