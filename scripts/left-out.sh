@@ -10,4 +10,4 @@ if [ ${#left_out[@]} -gt 0 ] && [ "${ATTUNE_REQUIRE_ALL:-}" = 1 ]; then
     echo "ATTUNE_REQUIRE_ALL=1: nothing may be left out" >&2
     exit 1
 fi
-echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench)"
+echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), the soak of ten minutes (docs/operations.md)"

@@ -84,7 +84,15 @@ fn generator_json(d: &generator::DescribeResponse) -> Value {
         "vocab_size": d.vocab_size, "tokenizer_fingerprint": d.tokenizer_fingerprint,
         "context_length": d.context_length, "dtype": d.dtype, "device": d.device, "slots": d.slots,
         "queue": d.queue, "reward_workers": d.reward_workers.iter().map(worker).collect::<Vec<_>>(),
-        "server_version": d.server_version,
+        "load": d.load.as_ref().map(load_json), "server_version": d.server_version,
+    })
+}
+
+fn load_json(l: &generator::Load) -> Value {
+    json!({
+        "running": l.running, "waiting": l.waiting, "preempted": l.preempted,
+        "blocks_used": l.blocks_used, "blocks_kept": l.blocks_kept, "blocks_total": l.blocks_total,
+        "asked_tokens": l.asked_tokens, "hit_tokens": l.hit_tokens,
     })
 }
 
@@ -109,6 +117,14 @@ fn generator_text(d: &generator::DescribeResponse) -> String {
         ("vocabulary", format!("{} (tokenizer {})", d.vocab_size, brief(&d.tokenizer_fingerprint))),
         ("decodes", format!("{} at once, {} waiting", d.slots, d.queue)),
     ]);
+    if let Some(l) = &d.load {
+        let (used, kept, total) = (l.blocks_used, l.blocks_kept, l.blocks_total);
+        out += &rows(&[
+            ("busy with", format!("{} texts, {} waiting", l.running, l.waiting)),
+            ("cache", format!("{used} of {total} blocks in use, {kept} kept for prompts that begin alike")),
+            ("found there", format!("{} of {} tokens", l.hit_tokens, l.asked_tokens)),
+        ]);
+    }
     if d.reward_workers.is_empty() {
         out += "\nno reward workers: texts cannot be guided\n";
         return out;
@@ -199,6 +215,12 @@ mod tests {
                     ..RewardWorker::default()
                 },
             ],
+            load: Some(generator::Load {
+                running: 3,
+                blocks_total: 64,
+                blocks_kept: 9,
+                ..Default::default()
+            }),
             ..generator::DescribeResponse::default()
         }
     }
@@ -209,6 +231,7 @@ mod tests {
         assert!(text.contains("base (revision 0123456789ab)"), "{text}");
         assert!(text.contains("ready") && text.contains("model, none") && text.contains("2/32"), "{text}");
         assert!(text.contains("down: its tokenizer differs"), "{text}");
+        assert!(text.contains("3 texts") && text.contains("0 of 64 blocks in use, 9 kept"), "{text}");
         let none = generator::DescribeResponse::default();
         assert!(generator_text(&none).contains("cannot be guided"));
     }
@@ -218,6 +241,7 @@ mod tests {
         let value = generator_json(&description());
         assert_eq!(value["reward_workers"][0]["references"][0], "model");
         assert_eq!(value["reward_workers"][1]["connected"], false);
+        assert_eq!(value["load"]["blocks_kept"], 9);
         assert_eq!(worker_json(&reward::DescribeResponse::default())["service"], "reward");
         assert!(worker_text(&reward::DescribeResponse::default()).starts_with("reward worker"));
     }

@@ -28,6 +28,10 @@ pub(crate) struct Scheduler {
     waiting: Waiting,
     /// In the order of admission: the last is the youngest.
     running: Vec<Running>,
+    /// Iterations planned so far.
+    passes: u64,
+    /// Of the running sequences' owners: the pass that computed some of a prompt of theirs last.
+    turns: BTreeMap<String, u64>,
     preempted: u64,
 }
 
@@ -83,6 +87,11 @@ impl Running {
         self.tokens.len() - self.cached
     }
 
+    /// Its next `count` rows.
+    fn rows(&self, count: usize) -> PlannedRows {
+        PlannedRows { id: self.id, start: self.cached, count, complete: count == self.work() }
+    }
+
     /// Takes over what has been computed for others since it was admitted.
     fn adopt(&mut self) {
         let adopted = self.table.adopt(&self.tokens);
@@ -100,7 +109,8 @@ impl Scheduler {
     /// An idle scheduler over a cache of `blocks` blocks.
     pub(crate) fn new(limits: Limits, blocks: usize, sharing: Sharing) -> Self {
         let pool = BlockPool::new(blocks, sharing);
-        Self { limits, pool, waiting: Waiting::default(), running: Vec::new(), preempted: 0 }
+        let (waiting, running, turns) = (Waiting::default(), Vec::new(), BTreeMap::new());
+        Self { limits, pool, waiting, running, passes: 0, turns, preempted: 0 }
     }
 
     /// Queues a sequence of these tokens, at least one, behind its owner's others.
@@ -124,31 +134,49 @@ impl Scheduler {
         admitted
     }
 
-    /// Plans an iteration: every row that decodes, and prompts up to the chunk, oldest first.
+    /// Plans an iteration: every row that decodes, and prompts up to the chunk. Owners take turns at
+    /// their prompts; within an owner the oldest is first, so that the others find what it has computed.
     ///
     /// When blocks run out, the youngest sequences give theirs back and wait, at the front.
     pub(crate) fn plan(&mut self) -> Plan {
         let mut plan = Plan::default();
-        let mut chunk = self.limits.prefill_chunk;
+        let mut prompts = Vec::new();
         let mut at = 0;
         while at < self.running.len() {
             self.running[at].adopt();
             let work = self.running[at].work();
-            let count = if work > 1 { work.min(chunk) } else { work };
-            if count == 0 {
-                at += 1;
-                continue;
-            }
-            if !self.grow(at, &mut plan.preempted) {
+            if work > 0 && !self.grow(at, &mut plan.preempted) {
                 // It was itself the youngest, so nothing runs behind it.
                 break;
             }
-            if work > 1 {
-                chunk -= count;
+            match work {
+                0 => {}
+                1 => plan.rows.push(self.running[at].rows(1)),
+                _ => prompts.push(at),
             }
-            let Running { id, cached: start, .. } = self.running[at];
-            plan.rows.push(PlannedRows { id, start, count, complete: count == work });
             at += 1;
+        }
+        self.passes += 1;
+        self.turns.retain(|owner, _| self.running.iter().any(|r| r.owner == *owner));
+        let mut before = BTreeMap::<&str, usize>::new();
+        let mut order: Vec<(usize, u64, usize)> = Vec::with_capacity(prompts.len());
+        for at in prompts {
+            let owner = self.running[at].owner.as_str();
+            let nth = before.entry(owner).or_default();
+            order.push((*nth, self.turns.get(owner).copied().unwrap_or(0), at));
+            *nth += 1;
+        }
+        order.sort_unstable();
+        let mut chunk = self.limits.prefill_chunk;
+        for (_, _, at) in order {
+            let running = &self.running[at];
+            let count = running.work().min(chunk);
+            if count == 0 {
+                break;
+            }
+            chunk -= count;
+            plan.rows.push(running.rows(count));
+            self.turns.insert(running.owner.clone(), self.passes);
         }
         plan
     }
