@@ -3,8 +3,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 CARGO ?= cargo
 PORT ?= 50051
+HOURS ?= 2
+SEED ?= 1
 
-.PHONY: help demo run test lint bench kernel-bench models vectors
+.PHONY: help demo run test lint bench kernel-bench chaos simulate models vectors
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +34,15 @@ bench: models ## the table of figures to reach; BENCH="--rows floor,wire --quick
 
 kernel-bench: ## the kernels by themselves, against the bandwidth of the same run
 	$(CARGO) bench -p attune-kernels
+
+chaos: ## 64 streams while workers are killed, for a minute; target/chaos/report.json
+	$(CARGO) build --workspace --bins
+	ATTUNE_STRICT=1 ATTUNE_CHAOS_SECONDS=60 $(CARGO) test --workspace --test chaos -- --nocapture
+	ATTUNE_STRICT=1 $(CARGO) test --workspace --test workers more_workers -- --nocapture
+
+simulate: ## hours of simulated time with random faults: HOURS=2 SEED=1
+	ATTUNE_SIMULATION_HOURS=$(HOURS) ATTUNE_SIMULATION_SEED=$(SEED) \
+		$(CARGO) test --workspace --test simulation -- --ignored --nocapture
 
 models: ## write the 'small' and 'medium' checkpoints of the benchmarks to models/
 	$(CARGO) build --release --workspace --bins

@@ -2,7 +2,7 @@
 # Says which checks this machine cannot make, and why. With ATTUNE_REQUIRE_ALL=1 that is a failure.
 set -euo pipefail
 left_out=()
-command -v buf >/dev/null || left_out+=("buf lint of the protos: buf is not installed")
+command -v buf >/dev/null || left_out+=("buf lint and buf breaking of the protos: buf is not installed")
 for line in "${left_out[@]+"${left_out[@]}"}"; do
     echo "left out: $line"
 done

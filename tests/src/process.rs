@@ -56,13 +56,54 @@ impl Process {
         self.child.id()
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It cannot be sent.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let sent = Command::new("kill").args([signal.flag(), &self.child.id().to_string()]).status()?;
+        if !sent.success() {
+            bail!("the signal was not sent: {sent}");
+        }
+        Ok(())
+    }
+
+    /// Waits for its end. Gives its exit code.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn wait(&mut self) -> Result<Option<i32>> {
+        Ok(self.child.wait()?.code())
+    }
+
     /// Asks it to end, and waits. Gives its exit code.
     ///
     /// # Errors
     /// It cannot be asked.
     pub fn terminate(mut self) -> Result<Option<i32>> {
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
+        self.signal(Signal::Terminate)?;
         Ok(self.child.wait()?.code())
+    }
+}
+
+/// What a process can be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// End in good order.
+    Terminate,
+    /// Stand still.
+    Stop,
+    /// Go on.
+    Continue,
+}
+
+impl Signal {
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Terminate => "-TERM",
+            Self::Stop => "-STOP",
+            Self::Continue => "-CONT",
+        }
     }
 }
 

@@ -188,7 +188,7 @@ async fn guidance_without_a_worker_is_unavailable_and_never_ignored() {
         |g| {
             // Nothing listens on the discard port of loopback.
             g.reward = vec!["http://127.0.0.1:9".into()];
-            g.reward_wait_seconds = 0.2;
+            g.reward_loss_seconds = 0.2;
         },
         |_| (),
     )

@@ -10,7 +10,7 @@ use crate::{Assets, Decoder, ForwardError, LoadError, LoadOptions, ops};
 /// The model that decides every token.
 pub struct BaseModel {
     /// Configuration, tokenizer and names.
-    pub assets: Assets,
+    pub assets: Arc<Assets>,
     /// The layers.
     pub decoder: Decoder,
     head: Linear,
@@ -32,7 +32,7 @@ impl BaseModel {
             decoder: Decoder::load(config, &checkpoint, embedding, options)?,
             head: checkpoint.linear(&head, config.hidden, None, options.format)?,
             threads: options.threads.clone(),
-            assets,
+            assets: Arc::new(assets),
         })
     }
 

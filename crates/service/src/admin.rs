@@ -15,12 +15,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::{
+    limits::LimitsConfig,
     listener::Bound,
-    server::{Drain, Health, ServeError, announce, serve_routes},
+    server::{Drain, Health, ServeError, Terms, announce, serve_routes},
 };
 
 /// Probes and scrapers are done quickly; none of them holds up an end.
 const DRAIN: Duration = Duration::from_secs(1);
+/// More probes and scrapers than that are none.
+const CONNECTIONS: usize = 64;
 
 /// What the admin port shows.
 #[derive(Clone)]
@@ -60,7 +63,9 @@ impl Admin {
                     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics())
                 }),
             );
-        serve_routes(Routes::from(router).add_service(grpc), bound, None, shutdown, DRAIN).await
+        let limits = LimitsConfig { connections: CONNECTIONS, ..LimitsConfig::default() };
+        let terms = Terms { drain: DRAIN, limits, last_call: CancellationToken::new() };
+        serve_routes(Routes::from(router).add_service(grpc), bound, None, shutdown, terms).await
     }
 }
 

@@ -6,11 +6,13 @@
 
 pub mod admin;
 pub mod args;
+pub mod clocks;
 pub mod config;
 pub mod engine;
 mod imminent;
 mod keys;
 mod layers;
+pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod profiles;

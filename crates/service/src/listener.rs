@@ -4,15 +4,18 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, stream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Sleep,
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
@@ -48,13 +51,24 @@ impl Bound {
         self.address
     }
 
-    /// The connections; all of them end when `abort` is cancelled.
-    pub(crate) fn connections(self, abort: CancellationToken) -> impl Stream<Item = io::Result<Connection>> {
-        TcpListenerStream::new(self.listener).map(move |accepted| {
-            let stream = accepted?;
-            // One small message each way per decoding step: waiting to fill a packet would cost 40 ms.
-            stream.set_nodelay(true)?;
-            Ok(Connection { stream, abort: Box::pin(abort.clone().cancelled_owned()) })
+    /// The connections, at most so many at once; all of them end when `abort` is cancelled.
+    pub(crate) fn connections(
+        self,
+        most: usize,
+        abort: CancellationToken,
+    ) -> impl Stream<Item = io::Result<Connection>> {
+        let places = Arc::new(Semaphore::new(most));
+        stream::unfold((self.listener, places, abort), async |(listener, places, abort)| {
+            // It fails only for a semaphore that is closed, which this one never is.
+            let place = Arc::clone(&places).acquire_owned().await.ok()?;
+            let accepted = listener.accept().await.and_then(|(stream, _)| {
+                // One small message each way per decoding step: waiting to fill a packet would cost 40 ms.
+                stream.set_nodelay(true)?;
+                let abort = Box::pin(abort.clone().cancelled_owned());
+                let silent = Some((PREFACE, Box::pin(tokio::time::sleep(PREFACE_TIMEOUT))));
+                Ok(Connection { stream, abort, silent, _place: place })
+            });
+            Some((accepted, (listener, places, abort)))
         })
     }
 }
@@ -63,14 +77,27 @@ impl Bound {
 pub(crate) struct Connection {
     stream: TcpStream,
     abort: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Bytes still missing of what every client sends at once, and until when.
+    silent: Option<(usize, Pin<Box<Sleep>>)>,
+    _place: OwnedSemaphorePermit,
 }
+
+/// HTTP/2's preface; the shortest request of HTTP/1 is no longer.
+const PREFACE: usize = 16;
+/// A client that has not said so much by then only holds a place.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Connection {
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.abort.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server has ended")),
-            Poll::Pending => Ok(()),
+        if self.abort.as_mut().poll(cx).is_ready() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server has ended"));
         }
+        if let Some((_, timeout)) = &mut self.silent
+            && timeout.as_mut().poll(cx).is_ready()
+        {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing"));
+        }
+        Ok(())
     }
 }
 
@@ -90,12 +117,21 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         // Data first: the token is asked only when the connection would wait, which keeps its lock out
         // of the path of a busy stream.
+        let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Pending => {
                 self.check(cx)?;
                 Poll::Pending
             }
-            done => done,
+            done => {
+                if let Some((missing, _)) = &mut self.silent {
+                    *missing = missing.saturating_sub(buf.filled().len() - before);
+                    if *missing == 0 {
+                        self.silent = None;
+                    }
+                }
+                done
+            }
         }
     }
 }

@@ -4,7 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, check_range, choice, invalid};
+use crate::{
+    config::{ConfigError, check_range, choice, invalid},
+    limits::LimitsConfig,
+};
 
 /// `[server]`: where and how gRPC is served.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +23,8 @@ pub struct ServerConfig {
     /// How long running calls may go on once a shutdown was asked for, in seconds, 0 to 3600.
     /// Default: 20.
     pub drain_seconds: f64,
+    /// What clients can hold of the server.
+    pub limits: LimitsConfig,
 }
 
 impl Default for ServerConfig {
@@ -36,6 +41,7 @@ impl ServerConfig {
             admin_listen: None,
             max_message_bytes: 16 << 20,
             drain_seconds: 20.0,
+            limits: LimitsConfig::default(),
         }
     }
 
@@ -46,7 +52,7 @@ impl ServerConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_range("server.max_message_bytes", self.max_message_bytes, (64 << 10)..=(1 << 30))?;
         check_range("server.drain_seconds", self.drain_seconds, 0.0..=3600.0)?;
-        Ok(())
+        self.limits.validate()
     }
 }
 

@@ -14,12 +14,14 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{listener::Bound, sections::ServerConfig};
+use crate::{limits::LimitsConfig, listener::Bound, sections::ServerConfig};
 
 /// A silent peer is asked for a sign of life after this long.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// And given up after this long.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long calls have for a last word when the drain time is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A full batch of candidates with its rewards is some 30 KB: the windows leave room for many of them,
 /// so that no step waits for a window update.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -96,6 +98,8 @@ pub struct Server {
     routes: RoutesBuilder,
     health: Health,
     drain: Duration,
+    limits: LimitsConfig,
+    last_call: CancellationToken,
 }
 
 impl Server {
@@ -105,6 +109,8 @@ impl Server {
             routes: RoutesBuilder::default(),
             health: Health::new(),
             drain: Duration::from_secs_f64(config.drain_seconds.clamp(0.0, 3600.0)),
+            limits: config.limits.clone(),
+            last_call: CancellationToken::new(),
         }
     }
 
@@ -125,6 +131,12 @@ impl Server {
     /// The health of the services added so far; call it after the last of them.
     pub fn health(&self) -> Health {
         self.health.clone()
+    }
+
+    /// Cancelled when the drain time is over: calls that still run have a moment for a last word before
+    /// they are cut off.
+    pub fn last_call(&self) -> CancellationToken {
+        self.last_call.clone()
     }
 
     /// Prints `listening on ADDRESS` as one line to stdout, serves until `shutdown` is cancelled, then
@@ -155,8 +167,8 @@ impl Server {
         self.routes.add_service(health).add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
         let address = bound.address();
         announce("listening on", address);
-        let drained =
-            serve_routes(self.routes.routes(), bound, Some(&self.health), shutdown, self.drain).await?;
+        let terms = Terms { drain: self.drain, limits: self.limits, last_call: self.last_call };
+        let drained = serve_routes(self.routes.routes(), bound, Some(&self.health), shutdown, terms).await?;
         match drained {
             Drain::Complete => tracing::info!(%address, "drained: every call has ended"),
             Drain::DeadlinePassed => {
@@ -180,15 +192,26 @@ pub(crate) fn announce(what: &str, address: SocketAddr) {
     }
 }
 
-/// Serves until `shutdown`, then drains for at most `drain`. HTTP/1 is accepted as well: the admin port
+/// What a server allows, and how it ends.
+pub(crate) struct Terms {
+    /// How long running calls may go on once it shuts down.
+    pub(crate) drain: Duration,
+    /// What clients can hold.
+    pub(crate) limits: LimitsConfig,
+    /// Cancelled when the drain time is over.
+    pub(crate) last_call: CancellationToken,
+}
+
+/// Serves until `shutdown`, then drains for at most the drain time. HTTP/1 is accepted as well: the admin port
 /// needs it, and to a gRPC client it makes no difference.
 pub(crate) async fn serve_routes(
     routes: Routes,
     bound: Bound,
     health: Option<&Health>,
     shutdown: CancellationToken,
-    drain: Duration,
+    terms: Terms,
 ) -> Result<Drain, ServeError> {
+    let Terms { drain, limits, last_call } = terms;
     let address = bound.address();
     let abort = CancellationToken::new();
     let _abort_on_drop = abort.clone().drop_guard();
@@ -198,8 +221,13 @@ pub(crate) async fn serve_routes(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.streams)
+        .timeout(limits.request())
         .add_routes(routes)
-        .serve_with_incoming_shutdown(bound.connections(abort.clone()), shutdown.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(
+            bound.connections(limits.connections, abort.clone()),
+            shutdown.clone().cancelled_owned(),
+        );
     let mut transport = std::pin::pin!(transport.map(|done| {
         done.map(|()| Drain::Complete).map_err(|source| ServeError::Transport { address, source })
     }));
@@ -211,15 +239,17 @@ pub(crate) async fn serve_routes(
         health.set_serving(false).await;
     }
     // The transport's own graceful shutdown waits for open streams without an end.
-    match tokio::time::timeout(drain, &mut transport).await {
-        Ok(done) => done,
-        Err(_) => {
-            abort.cancel();
-            // The connections see it at once and end; the second wait is only for them to be dropped.
-            match tokio::time::timeout(Duration::from_secs(1), transport).await {
-                Ok(done) => done.map(|_| Drain::DeadlinePassed),
-                Err(_) => Ok(Drain::DeadlinePassed),
-            }
-        }
+    if let Ok(done) = tokio::time::timeout(drain, &mut transport).await {
+        return done;
+    }
+    last_call.cancel();
+    if let Ok(done) = tokio::time::timeout(LAST_WORDS, &mut transport).await {
+        return done.map(|_| Drain::DeadlinePassed);
+    }
+    abort.cancel();
+    // The connections see it at once and end; the wait is only for them to be dropped.
+    match tokio::time::timeout(LAST_WORDS, transport).await {
+        Ok(done) => done.map(|_| Drain::DeadlinePassed),
+        Err(_) => Ok(Drain::DeadlinePassed),
     }
 }

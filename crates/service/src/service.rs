@@ -121,7 +121,7 @@ impl Service {
     /// use, and its supervisor starts another. Running calls then get the drain time of the configuration.
     ///
     /// `drain` is awaited when `shutdown` comes, before calls are refused; `stop` when all calls have
-    /// ended: it must make the engine's thread end.
+    /// ended or the drain time is over: it must make the engine's thread end, and with it every call.
     ///
     /// # Errors
     /// The engine or the transport failed.
@@ -132,7 +132,7 @@ impl Service {
         stop: impl Future<Output = ()>,
     ) -> anyhow::Result<Drain> {
         let Self { server, bound, admin, engine: EngineThread { thread, ended } } = self;
-        let health = server.health();
+        let (health, last_call) = (server.health(), server.last_call());
         health.set_serving(true).await;
         let served = CancellationToken::new();
         let admin = admin.map(|(admin, bound)| tokio::spawn(admin.serve(bound, served.clone())));
@@ -153,9 +153,19 @@ impl Service {
                 draining.cancel();
             })
         };
-        let drained = server.serve(bound, draining).await;
+        let mut serving = std::pin::pin!(server.serve(bound, draining));
+        let drained = tokio::select! {
+            drained = &mut serving => {
+                stop.await;
+                drained
+            }
+            // The calls that still run end in good order, before they are cut off.
+            () = last_call.cancelled() => {
+                stop.await;
+                serving.await
+            }
+        };
         watch.abort();
-        stop.await;
         let engine = tokio::task::spawn_blocking(move || thread.join()).await?;
         served.cancel();
         if let Some(admin) = admin {

@@ -1,6 +1,6 @@
 //! gRPC statuses with `google.rpc` details, so that clients need not parse sentences.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
@@ -46,6 +46,18 @@ pub fn exhausted(message: impl Into<String>, retry_after: Duration) -> Status {
 /// UNAVAILABLE: nobody can serve it now, worth another try after `retry_after`.
 pub fn unavailable(message: impl Into<String>, retry_after: Duration) -> Status {
     retry(Code::Unavailable, message, retry_after)
+}
+
+/// UNAVAILABLE in mid-text: `google.rpc.ErrorInfo` holds what the client needs to go on from there.
+pub fn interrupted<const N: usize>(
+    message: impl Into<String>,
+    retry_after: Duration,
+    metadata: [(&str, String); N],
+) -> Status {
+    let metadata: HashMap<String, String> = metadata.map(|(key, value)| (key.to_owned(), value)).into();
+    let mut details = ErrorDetails::with_retry_info(Some(retry_after));
+    details.set_error_info("INTERRUPTED", "attune", metadata);
+    Status::with_error_details(Code::Unavailable, message, details)
 }
 
 fn retry(code: Code, message: impl Into<String>, retry_after: Duration) -> Status {
@@ -98,6 +110,10 @@ mod tests {
         let info = status.get_details_retry_info().unwrap();
         assert_eq!(info.retry_delay, Some(Duration::from_millis(250)));
         assert_eq!(unavailable("none", Duration::from_secs(1)).code(), Code::Unavailable);
+        let status = interrupted("lost", Duration::from_secs(1), [("resume_seed", "7".to_owned())]);
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.metadata["resume_seed"].as_str()), ("INTERRUPTED", "7"));
+        assert!(status.get_details_retry_info().is_some());
         assert!(precondition("TOKENIZER", "worker", "differs").get_details_precondition_failure().is_some());
         assert!(not_found("profile", "x", "no such profile").get_details_resource_info().is_some());
     }

@@ -7,19 +7,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use attune_engine::BaseModel;
+use attune_engine::Assets;
 use attune_proto::generator::v1::{
     DescribeRequest, DescribeResponse, GenerateRequest, Load, RewardWorker,
     generator_service_server::GeneratorService,
 };
-use attune_service::status;
-use tokio::sync::{Semaphore, watch};
+use attune_service::{
+    clocks::{Clocked, Clocks},
+    status,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    engine::Command,
+    engine::{Inbox, now},
     output::{Message, Output},
+    roster::Listing,
     scheduler,
     sequence::Submission,
     validate::{Limits, ValidRequest},
@@ -32,10 +36,10 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// `GeneratorService`.
 pub(crate) struct Api {
-    pub(crate) model: Arc<BaseModel>,
+    pub(crate) assets: Arc<Assets>,
     /// The tokenizer's fingerprint, over all its ids.
     pub(crate) fingerprint: String,
-    pub(crate) engine: crossbeam_channel::Sender<Command>,
+    pub(crate) engine: Inbox,
     /// One permit for each request that runs or waits.
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) limits: Limits,
@@ -43,14 +47,36 @@ pub(crate) struct Api {
     pub(crate) queue: usize,
     /// How busy the engine is.
     pub(crate) load: watch::Receiver<scheduler::Load>,
-    /// Each worker's address and what is known of it.
-    pub(crate) workers: Vec<(String, watch::Receiver<Known>)>,
+    /// The clocks of every client's stream.
+    pub(crate) clocks: Clocks,
+    /// Whether requests are checked where they arrive: a simulation has no other threads, whose turn would
+    /// be a matter of chance.
+    pub(crate) inline: bool,
+    /// Whether there are reward workers at all.
+    pub(crate) guided: bool,
+    /// The workers that there are now.
+    pub(crate) workers: watch::Receiver<Listing>,
+}
+
+/// A client's place among those that run or wait. It is free again when neither the engine nor the
+/// client's stream holds anything of it: a client that does not read keeps its place, not the memory of
+/// ever more texts.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Holds a permit.
+    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self { _permit: permit }
+    }
 }
 
 #[tonic::async_trait]
 impl GeneratorService for Api {
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
-        let assets = &self.model.assets;
+        let assets = &self.assets;
         Ok(Response::new(DescribeResponse {
             model_id: assets.id.clone(),
             model_revision: assets.revision.clone(),
@@ -61,19 +87,24 @@ impl GeneratorService for Api {
             device: "cpu".to_owned(),
             slots: self.slots as u32,
             queue: self.queue as u32,
-            reward_workers: self.workers.iter().map(|(url, known)| describe(url, &known.borrow())).collect(),
+            reward_workers: self
+                .workers
+                .borrow()
+                .iter()
+                .map(|(url, known)| describe(url, &known.borrow()))
+                .collect(),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
             load: Some(load(*self.load.borrow())),
         }))
     }
 
-    type GenerateStream = ClientStream;
+    type GenerateStream = Clocked<ClientStream>;
 
     async fn generate(
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let arrived = Instant::now();
+        let arrived = now();
         let deadline = deadline(&request)?;
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             let (slots, queue) = (self.slots, self.queue);
@@ -82,29 +113,36 @@ impl GeneratorService for Api {
                 RETRY_AFTER,
             )
         })?;
-        let (model, limits) = (Arc::clone(&self.model), self.limits);
+        let place = Arc::new(Place::new(permit));
+        let (assets, limits) = (Arc::clone(&self.assets), self.limits);
         let request = request.into_inner();
-        // Tokenising a long prompt takes a while: not on the threads that carry the streams.
-        let valid = tokio::task::spawn_blocking(move || {
-            ValidRequest::new(request, &model.assets, limits, rand::random)
-        })
-        .await
-        .map_err(|_| Status::internal("the request's validation broke off"))?
-        .map_err(status::invalid_all)?;
-        if !valid.guidances.is_empty() && self.workers.is_empty() {
+        let validate = move || ValidRequest::new(request, &assets, limits, rand::random);
+        let valid = if self.inline {
+            validate()
+        } else {
+            // Tokenising a long prompt takes a while: not on the threads that carry the streams.
+            tokio::task::spawn_blocking(validate)
+                .await
+                .map_err(|_| Status::internal("the request's validation broke off"))?
+        };
+        let valid = valid.map_err(status::invalid_all)?;
+        if !valid.guidances.is_empty() && !self.guided {
             let message = "the request asks for guidance, but no reward worker is configured (--reward URL)";
             return Err(Status::unavailable(message));
         }
-        let tokenizer = &self.model.assets.tokenizer;
+        let tokenizer = &self.assets.tokenizer;
         let seen = valid.resumed.iter().map(|&id| tokenizer.output_bytes(id));
         let room = valid.sampling.max_tokens - valid.resumed.len();
         let (output, stream) = Output::new(room, valid.stop.clone(), seen);
         let owner = OWNER.to_owned();
-        let submission = Submission { request: valid, owner, deadline, output, permit, arrived };
-        self.engine
-            .send(Command::Submit(Box::new(submission)))
-            .map_err(|_| Status::unavailable("the generator is shutting down"))?;
-        Ok(Response::new(ClientStream { messages: ReceiverStream::new(stream), engine: self.engine.clone() }))
+        let submission =
+            Submission { request: valid, owner, deadline, output, place: Arc::clone(&place), arrived };
+        if !self.engine.submit(submission) {
+            return Err(Status::unavailable("the generator is shutting down"));
+        }
+        let messages = ReceiverStream::new(stream);
+        let stream = ClientStream { messages, engine: self.engine.clone(), place: Some(place) };
+        Ok(Response::new(Clocked::new(stream, self.clocks)))
     }
 }
 
@@ -112,14 +150,21 @@ impl GeneratorService for Api {
 /// it waits for something else.
 pub(crate) struct ClientStream {
     messages: ReceiverStream<Message>,
-    engine: crossbeam_channel::Sender<Command>,
+    engine: Inbox,
+    place: Option<Arc<Place>>,
 }
 
 impl Stream for ClientStream {
     type Item = Message;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Message>> {
-        Pin::new(&mut self.messages).poll_next(context)
+        let message = Pin::new(&mut self.messages).poll_next(context);
+        let ended = |m: &Message| m.as_ref().map_or(true, |m| m.finish.is_some());
+        if matches!(&message, Poll::Ready(Some(m)) if ended(m)) {
+            // Who has read the end must find the place free.
+            self.place = None;
+        }
+        message
     }
 }
 
@@ -127,8 +172,7 @@ impl Drop for ClientStream {
     fn drop(&mut self) {
         // The channel must be closed before anybody looks.
         self.messages.close();
-        // It fails only when the engine has ended, and nobody needs to look any more.
-        let _ = self.engine.send(Command::Look);
+        self.engine.look();
     }
 }
 
@@ -154,7 +198,7 @@ fn deadline(request: &Request<GenerateRequest>) -> Result<Option<Instant>, Statu
         })
     };
     let timeout = parse().ok_or_else(|| Status::invalid_argument("grpc-timeout is not a valid timeout"))?;
-    Ok(Instant::now().checked_add(timeout))
+    Ok(now().checked_add(timeout))
 }
 
 fn load(load: scheduler::Load) -> Load {

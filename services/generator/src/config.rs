@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use attune_service::{
     args::ServiceArgs,
-    config::{ConfigError, Merged, check_range},
+    config::{ConfigError, Merged, check_range, invalid},
     engine::{EngineArgs, EngineConfig},
     sections::{LogConfig, ServerConfig},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::{discovery::Source, guides::Patience};
 
 /// The prefix of the generator's environment variables.
 const ENV_PREFIX: &str = "ATTUNE_GENERATOR_";
@@ -23,7 +25,8 @@ pub struct GeneratorConfig {
     /// The base model, and what its engine may take.
     #[serde(flatten, skip_deserializing)]
     pub engine: EngineConfig,
-    /// The addresses of the reward workers, as URLs. Without any, requests with guidance are refused.
+    /// The reward workers: http://HOST:PORT, or http+dns://HOST:PORT, where every address of HOST is a
+    /// worker and is looked up again every few seconds. Without any, requests with guidance are refused.
     pub reward: Vec<String>,
     /// Requests that wait beyond those that decode, 0 to 65536. Default: 256.
     pub queue: usize,
@@ -32,9 +35,14 @@ pub struct GeneratorConfig {
     /// How long rows that could run wait for the rewards of the others, in milliseconds, 0 to 1000, so
     /// that all share one forward pass. Default: 2.
     pub reward_grace_ms: f64,
-    /// How long a text waits for a reward worker, or for the rewards of a step, in seconds, 0 to 3600.
-    /// Default: 10.
-    pub reward_wait_seconds: f64,
+    /// How long the rewards of a step may take, in seconds, 0.001 to 3600; then the text's session moves to
+    /// another worker. Default: 5.
+    pub reward_wait_max_seconds: f64,
+    /// The same for a session's first rewards, before which its worker reads the whole context, in seconds,
+    /// 0.001 to 3600. Default: 60.
+    pub reward_prefill_max_seconds: f64,
+    /// How long a text waits while no reward worker can take it, in seconds, 0 to 3600. Default: 10.
+    pub reward_loss_seconds: f64,
     /// Where and how gRPC is served. Default: port 50051 on loopback.
     pub server: ServerConfig,
     /// What is logged.
@@ -49,7 +57,9 @@ impl Default for GeneratorConfig {
             queue: 256,
             max_tokens: 1024,
             reward_grace_ms: 2.0,
-            reward_wait_seconds: 10.0,
+            reward_wait_max_seconds: 5.0,
+            reward_prefill_max_seconds: 60.0,
+            reward_loss_seconds: 10.0,
             server: ServerConfig::on_port(PORT),
             log: LogConfig::default(),
         }
@@ -77,17 +87,24 @@ impl GeneratorConfig {
         check_range("queue", self.queue, 0..=65_536)?;
         check_range("max_tokens", self.max_tokens, 1..=1 << 24)?;
         check_range("reward_grace_ms", self.reward_grace_ms, 0.0..=1000.0)?;
-        check_range("reward_wait_seconds", self.reward_wait_seconds, 0.0..=3600.0)?;
+        check_range("reward_wait_max_seconds", self.reward_wait_max_seconds, 0.001..=3600.0)?;
+        check_range("reward_prefill_max_seconds", self.reward_prefill_max_seconds, 0.001..=3600.0)?;
+        check_range("reward_loss_seconds", self.reward_loss_seconds, 0.0..=3600.0)?;
+        for entry in &self.reward {
+            let allowed = "http://HOST:PORT, or http+dns://HOST:PORT where every address of HOST is a worker";
+            entry.parse::<Source>().map_err(|_| invalid("reward", entry, allowed))?;
+        }
         self.server.validate()?;
         self.log.validate()
     }
 
-    pub(crate) fn grace(&self) -> Duration {
-        Duration::from_secs_f64(self.reward_grace_ms / 1000.0)
-    }
-
-    pub(crate) fn reward_wait(&self) -> Duration {
-        Duration::from_secs_f64(self.reward_wait_seconds)
+    pub(crate) fn patience(&self) -> Patience {
+        Patience {
+            grace: Duration::from_secs_f64(self.reward_grace_ms / 1000.0),
+            step: Duration::from_secs_f64(self.reward_wait_max_seconds),
+            prefill: Duration::from_secs_f64(self.reward_prefill_max_seconds),
+            lost: Duration::from_secs_f64(self.reward_loss_seconds),
+        }
     }
 }
 
@@ -102,7 +119,8 @@ pub struct Args {
     /// The flags of the base model and its engine.
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// A reward worker, such as http://127.0.0.1:50052; repeatable.
+    /// A reward worker, such as http://127.0.0.1:50052, or all addresses of a name, such as
+    /// http+dns://rewards:50052; repeatable.
     #[arg(long, value_name = "URL")]
     pub reward: Vec<String>,
     /// Requests that wait beyond those that decode [default: 256]

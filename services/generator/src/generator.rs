@@ -2,17 +2,17 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::Context as _;
 use attune_engine::{
-    BaseModel, LoadOptions, PreferenceTemplate, SharedPrefix, hub,
+    BaseModel, DecoderConfig, LoadOptions, PreferenceTemplate, SharedPrefix, hub,
     kv::{BLOCK_SIZE, KvCache, Sharing, blocks_for},
 };
-use attune_kernels::Threads;
 use attune_proto::{
     generator::v1::generator_service_server::GeneratorServiceServer,
     profile::v1::profile_service_server::ProfileServiceServer,
 };
 use attune_service::{
+    config::ConfigError,
     listener,
     metrics::Metrics,
     profiles::Profiles,
@@ -24,22 +24,26 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
 
 use crate::{
     api::Api,
     config::GeneratorConfig,
-    engine::{Command, Ends, Engine, Patience},
+    counters::Counters,
+    decoding::Decoding,
+    discovery::{self, Resolve, Source},
+    engine::{Device, Ends, Engine, Inbox},
     metrics::Instruments,
+    pool::Pool,
+    roster::Roster,
     scheduler::{self, Scheduler},
     validate::Limits,
-    worker::{Fit, Known, Problem, keep_connected},
+    worker::{self, Dial, Dialer, Fit},
 };
 
 /// A generator whose model is loaded and whose port is bound, ready to serve.
 pub struct Generator {
     service: Service,
-    commands: crossbeam_channel::Sender<Command>,
+    inbox: Inbox,
     connections: JoinSet<()>,
 }
 
@@ -50,55 +54,37 @@ impl Generator {
     /// Says what the model, the memory, an address or a setting has wrong.
     pub async fn start(config: GeneratorConfig) -> anyhow::Result<Self> {
         config.validate()?;
-        let endpoints = endpoints(&config)?;
         let bound = listener::bind(config.server.listen).await?;
-        let loaded = {
+        let device = {
             let config = config.clone();
             tokio::task::spawn_blocking(move || load(&config))
                 .await
                 .context("the model's loading broke off")??
         };
-        let Loaded { model, cache, blocks, sharing, threads } = loaded;
-        let slots = config.engine.slots;
-        let limits = scheduler::Limits { slots, prefill_chunk: config.engine.prefill_chunk };
-        let (commands, inbox) = crossbeam_channel::unbounded();
-        let (load, watched) = watch::channel(scheduler::Load::default());
+        let surroundings = Surroundings {
+            dial: worker::tcp(),
+            resolve: discovery::system_resolver(),
+            seed: rand::random(),
+            inline: false,
+        };
+        let Parts { api, roster, device, scheduler, inbox, ends, seed, counters } =
+            parts(&config, device, surroundings)?;
         let metrics = Metrics::new("attune-generator")?;
-        let instruments = Instruments::new(&metrics, &watched);
-        let engine = {
-            let (model, workers) = (Arc::clone(&model), endpoints.len());
-            let patience = Patience { grace: config.grace(), reward: config.reward_wait() };
-            EngineThread::spawn(move || {
-                let scheduler = Scheduler::new(limits, blocks, sharing);
-                let ends = Ends { commands: inbox, load, instruments };
-                Engine::new(model, cache, scheduler, workers, patience, threads, ends).run();
-            })?
-        };
+        let instruments = Instruments::new(&metrics, &api.load, &counters);
+        let (assets, patience) = (Arc::clone(&api.assets), config.patience());
+        let engine = EngineThread::spawn(move || {
+            let pool = Pool::new(seed, counters);
+            let decoding = Decoding::new(assets, scheduler, pool, patience, instruments);
+            Engine::new(device, decoding, ends).run();
+        })?;
         let mut connections = JoinSet::new();
+        connections.spawn(roster.run());
         let max = config.server.max_message_bytes;
-        let tokenizer = &model.assets.tokenizer;
-        let tokenizer_size = tokenizer.size() as u32;
-        let fit = Fit { tokenizer_size, fingerprint: tokenizer.fingerprint(tokenizer_size) };
-        let workers = connect(&mut connections, endpoints, &fit, max, &commands);
-        let api = Api {
-            model,
-            fingerprint: fit.fingerprint,
-            engine: commands.clone(),
-            permits: Arc::new(Semaphore::new(slots + config.queue)),
-            limits: Limits {
-                max_tokens: config.max_tokens,
-                cache_tokens: (blocks * BLOCK_SIZE).saturating_sub(1),
-            },
-            slots,
-            queue: config.queue,
-            load: watched,
-            workers,
-        };
         let server = Server::new(&config.server)
             .add_service(GeneratorServiceServer::new(api).max_decoding_message_size(max))
             .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
         let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
-        Ok(Self { service, commands, connections })
+        Ok(Self { service, inbox, connections })
     }
 
     /// Where the generator listens, with the real port.
@@ -117,78 +103,109 @@ impl Generator {
     /// # Errors
     /// The engine or the transport failed.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<Drain> {
-        let Self { service, commands, mut connections } = self;
-        let stop = async move {
-            // It fails only where the engine has ended already.
-            let _ = commands.send(Command::Stop);
-        };
+        let Self { service, inbox, mut connections } = self;
+        // Texts that still run when the drain time is over end with what it takes to go on with them.
+        let stop = async move { inbox.stop() };
         let drained = service.serve(shutdown, std::future::ready(()), stop).await;
         connections.shutdown().await;
         drained
     }
 }
 
-/// Keeps a connection to every worker, and gives what is known of each.
-fn connect(
-    connections: &mut JoinSet<()>,
-    endpoints: Vec<Endpoint>,
-    fit: &Fit,
-    max_message_bytes: usize,
-    engine: &crossbeam_channel::Sender<Command>,
-) -> Vec<(String, watch::Receiver<Known>)> {
-    let mut workers = Vec::with_capacity(endpoints.len());
-    for (id, endpoint) in endpoints.into_iter().enumerate() {
-        let problem = Some(Problem::Unreachable("not connected yet".into()));
-        let (known, watched) = watch::channel(Known { description: None, problem, sessions: 0 });
-        workers.push((endpoint.uri().to_string(), watched));
-        connections.spawn(keep_connected(
-            id,
-            endpoint,
-            fit.clone(),
-            max_message_bytes,
-            engine.clone(),
-            known,
-        ));
-    }
-    workers
+/// What a generator takes from the world around it; a simulation gives it another one.
+pub(crate) struct Surroundings {
+    /// Opens connections to workers.
+    pub(crate) dial: Dial,
+    /// Looks up their names.
+    pub(crate) resolve: Resolve,
+    /// Decides between equally good workers, and how long pauses are.
+    pub(crate) seed: u64,
+    /// There are no threads beside the one that drives it.
+    pub(crate) inline: bool,
 }
 
-fn endpoints(config: &GeneratorConfig) -> anyhow::Result<Vec<Endpoint>> {
-    let parse = |url: &String| {
-        let endpoint =
-            Endpoint::from_shared(url.clone()).map_err(|e| anyhow!("reward worker `{url}`: {e}"))?;
-        match endpoint.uri().scheme_str() {
-            Some("http") => Ok(endpoint),
-            _ => bail!("reward worker `{url}`: write it as http://HOST:PORT"),
-        }
+/// The parts of a generator, not running yet.
+pub(crate) struct Parts {
+    pub(crate) api: Api,
+    pub(crate) roster: Roster,
+    pub(crate) device: Device,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) inbox: Inbox,
+    pub(crate) ends: Ends,
+    pub(crate) seed: u64,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// Puts a generator together.
+pub(crate) fn parts(
+    config: &GeneratorConfig,
+    device: Device,
+    surroundings: Surroundings,
+) -> anyhow::Result<Parts> {
+    let Surroundings { dial, resolve, seed, inline } = surroundings;
+    let sources: Vec<Source> = config.reward.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let assets = Arc::clone(&device.model.assets);
+    let shape = &assets.config;
+    let blocks = blocks(config, shape)?;
+    let slots = config.engine.slots;
+    let limits = scheduler::Limits { slots, prefill_chunk: config.engine.prefill_chunk };
+    let sharing = if config.engine.prefix_cache {
+        SharedPrefix::sharing(&config.engine.shared_prefixes, &assets, &PreferenceTemplate::new(None)?)?
+    } else {
+        Sharing::Off
     };
-    config.reward.iter().map(parse).collect()
+    let scheduler = Scheduler::new(limits, blocks, sharing);
+    let (inbox, commands) = Inbox::new();
+    let (load, watched) = watch::channel(scheduler::Load::default());
+    let tokenizer_size = assets.tokenizer.size() as u32;
+    let fingerprint = assets.tokenizer.fingerprint(tokenizer_size);
+    let counters = Arc::new(Counters::default());
+    let dialer = Dialer {
+        dial,
+        fit: Fit { tokenizer_size, fingerprint: fingerprint.clone() },
+        max_message_bytes: config.server.max_message_bytes,
+        seed,
+        counters: Arc::clone(&counters),
+    };
+    let guided = !sources.is_empty();
+    let (roster, workers) = Roster::new(sources, resolve, dialer, inbox.clone());
+    let api = Api {
+        assets,
+        fingerprint,
+        engine: inbox.clone(),
+        permits: Arc::new(Semaphore::new(slots + config.queue)),
+        limits: Limits {
+            max_tokens: config.max_tokens,
+            cache_tokens: (blocks * BLOCK_SIZE).saturating_sub(1),
+        },
+        slots,
+        queue: config.queue,
+        clocks: config.server.limits.clocks(),
+        inline,
+        guided,
+        load: watched,
+        workers,
+    };
+    let ends = Ends { commands, load };
+    Ok(Parts { api, roster, device, scheduler, inbox, ends, seed, counters })
 }
 
-struct Loaded {
-    model: Arc<BaseModel>,
-    cache: KvCache,
-    blocks: usize,
-    sharing: Sharing,
-    threads: Threads,
+/// The blocks that the configured memory holds, and no more than the slots can use.
+pub(crate) fn blocks(config: &GeneratorConfig, shape: &DecoderConfig) -> Result<usize, ConfigError> {
+    config.engine.blocks(KvCache::block_bytes(shape), blocks_for(shape.context + 1), 2)
 }
 
 /// Loads the model and makes its cache.
-fn load(config: &GeneratorConfig) -> anyhow::Result<Loaded> {
+fn load(config: &GeneratorConfig) -> anyhow::Result<Device> {
     let engine = &config.engine;
     let threads = engine.threads()?;
     let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
     let folder = hub::resolve(&engine.model, engine.model_revision.as_deref(), None)?;
     let model = BaseModel::load(&folder, &engine.id(), &options)?;
     let shape = &model.assets.config;
-    let blocks = engine.blocks(KvCache::block_bytes(shape), blocks_for(shape.context + 1), 2)?;
+    let blocks = blocks(config, shape)?;
     let cache = KvCache::new(shape, blocks, &candle_core::Device::Cpu)?;
     let assets = &model.assets;
-    let sharing = if engine.prefix_cache {
-        SharedPrefix::sharing(&engine.shared_prefixes, assets, &PreferenceTemplate::new(None)?)?
-    } else {
-        Sharing::Off
-    };
     tracing::info!(
         model = assets.id,
         revision = assets.revision,
@@ -199,5 +216,5 @@ fn load(config: &GeneratorConfig) -> anyhow::Result<Loaded> {
         blocks,
         "the base model is loaded"
     );
-    Ok(Loaded { cache, blocks, sharing, threads, model: Arc::new(model) })
+    Ok(Device { cache, threads, model: Arc::new(model) })
 }

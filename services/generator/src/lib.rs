@@ -1,21 +1,32 @@
 //! The generator: decodes every token with the base model.
 //!
 //! A request passes these stations, one file each: `api` (decode the message, take a permit),
-//! `validate` (every default resolved), `scheduler` (who runs, with which blocks), `engine` (the
-//! forward pass and the order of a step), `guides` and `pool` (the sessions on the reward workers),
-//! `sequence` (rewards fused, token chosen), `output` (text, stop strings, the client's stream).
+//! `validate` (every default resolved), `decoding` (every decision) with `scheduler` (who runs, with
+//! which blocks), `engine` (the thread and the forward pass), `guides` and `pool` (the sessions on the
+//! reward workers), `sequence` (rewards fused, token chosen), `output` (text, stop strings, the client's
+//! stream). `roster` finds the workers by `discovery`, and `worker` keeps the connection to one.
 #![forbid(unsafe_code)]
 
 mod api;
+mod backoff;
+mod breaker;
+mod budget;
+mod choice;
 mod config;
+mod counters;
+mod decoding;
+mod discovery;
 mod engine;
 mod generator;
 mod guides;
 mod metrics;
 mod output;
 mod pool;
+mod roster;
 mod scheduler;
 mod sequence;
+#[doc(hidden)]
+pub mod simulation;
 mod validate;
 mod worker;
 

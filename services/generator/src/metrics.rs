@@ -1,12 +1,18 @@
 //! What the generator measures of itself; `docs/operations.md` has the table.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use attune_service::metrics::{Metrics, Part, StepTimes};
-use opentelemetry::metrics::{Counter, Histogram};
+use opentelemetry::metrics::{Counter as Instrument, Histogram};
 use tokio::sync::watch;
 
-use crate::scheduler::Load;
+use crate::{
+    counters::{Counter, Counters},
+    scheduler::Load,
+};
 
 /// What the engine records into, made once.
 #[derive(Debug)]
@@ -24,12 +30,12 @@ pub(crate) struct Instruments {
     batch_rows: Histogram<u64>,
     first_token: Histogram<f64>,
     per_token: Histogram<f64>,
-    tokens: Counter<u64>,
+    tokens: Instrument<u64>,
 }
 
 impl Instruments {
     /// All instruments of the generator. What the scheduler counts itself is read from `load`.
-    pub(crate) fn new(metrics: &Metrics, load: &watch::Receiver<Load>) -> Self {
+    pub(crate) fn new(metrics: &Metrics, load: &watch::Receiver<Load>, counters: &Arc<Counters>) -> Self {
         let step = StepTimes::new(metrics);
         let level = |name, about, of: fn(&Load) -> usize| {
             let load = load.clone();
@@ -49,6 +55,20 @@ impl Instruments {
             l.cache.asked_tokens
         });
         total("attune.cache.hit.tokens", "Of these, found in the cache.", |l| l.cache.hit_tokens);
+        let count = |name, about, of: fn(&Counters) -> &Counter| {
+            let counters = Arc::clone(counters);
+            metrics.total(name, about, move || of(&counters).get());
+        };
+        count("attune.sessions.opened", "Reward sessions opened for the first time.", |c| &c.opened);
+        count("attune.sessions.moved", "Reward sessions opened anew, or on another worker.", |c| &c.moved);
+        count("attune.sessions.failed", "Reward sessions that ended before their text.", |c| &c.failed);
+        count("attune.worker.distrusted", "Answers that broke the protocol.", |c| &c.distrusted);
+        count("attune.worker.late", "Answers that nobody waited for any more.", |c| &c.late);
+        count("attune.worker.timeouts", "Steps past their deadline.", |c| &c.timeouts);
+        count("attune.worker.taken.out", "Times a circuit breaker took a worker out.", |c| &c.taken_out);
+        count("attune.worker.over.budget", "Re-openings that the retry budget put off.", |c| &c.over_budget);
+        count("attune.worker.disconnected", "Connections to workers that broke.", |c| &c.disconnected);
+        count("attune.worker.lookups.failed", "Look-ups of workers that failed.", |c| &c.lookups_failed);
         Self {
             forward: step.part("forward"),
             select: step.part("select"),

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 /// What goes over a client's stream.
-pub(crate) type Message = Result<GenerateResponse, Status>;
+pub type Message = Result<GenerateResponse, Status>;
 
 /// A client's side of one text.
 #[derive(Debug)]

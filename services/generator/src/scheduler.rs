@@ -118,6 +118,11 @@ impl Scheduler {
         self.waiting.push_back(owner, Entry { id, tokens });
     }
 
+    /// Queues a sequence that has been admitted before, before all others.
+    pub(crate) fn resubmit(&mut self, id: SequenceId, owner: &str, tokens: Vec<u32>) {
+        self.waiting.push_front(owner, Entry { id, tokens });
+    }
+
     /// Admits who waits longest, taking turns between owners, while a slot and the blocks of the whole
     /// sequence are free. Gives the admitted.
     pub(crate) fn admit(&mut self) -> Vec<SequenceId> {
@@ -229,12 +234,18 @@ impl Scheduler {
         self.running.iter().find(|r| r.id == id).map_or(0, |r| r.found)
     }
 
+    /// The running sequences, in the order of admission.
+    pub(crate) fn running(&self) -> impl Iterator<Item = SequenceId> {
+        self.running.iter().map(|r| r.id)
+    }
+
     /// Whether any running sequence has rows to compute.
     pub(crate) fn has_work(&self) -> bool {
         self.running.iter().any(|r| r.work() > 0)
     }
 
     /// Whether a waiting sequence could be admitted now.
+    #[cfg(test)]
     pub(crate) fn can_admit(&self) -> bool {
         let fits = |(owner, Entry { tokens, .. }): (&str, &Entry)| {
             self.pool.fits(reader(owner), tokens, tokens.len() + 1)

@@ -1,23 +1,30 @@
 //! One text while it is generated: its tokens, its guidances, and the step it is at.
 
-use std::time::Instant;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use attune_engine::BaseModel;
+use attune_engine::Assets;
 use attune_guidance::{Candidates, RowError, Sampling, Term, against_generator, fuse};
 use attune_kernels::{Chosen, Edits, FuseRow, fuse_sample};
 use attune_proto::{
     generator::v1::{Candidate, Finish, FinishReason, Timings, Token, Usage},
     reward::v1::{Normalization, Reference, ResolvedGuidance},
 };
-use tokio::sync::OwnedSemaphorePermit;
+use attune_service::status;
 use tonic::Status;
 
 use crate::{
+    api::Place,
     metrics::{Instruments, Lap},
     output::Output,
-    pool::Session,
+    pool::{Before, Session},
     validate::{ValidGuidance, ValidRequest},
 };
+
+/// When an interrupted client may try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A text that has just arrived, on its way to the engine's thread.
 #[derive(Debug)]
@@ -31,7 +38,7 @@ pub(crate) struct Submission {
     /// The client's side.
     pub(crate) output: Output,
     /// The client's place among those that run or wait.
-    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) place: Arc<Place>,
     /// When it came.
     pub(crate) arrived: Instant,
 }
@@ -59,7 +66,7 @@ pub(crate) struct Sequence {
     times: Times,
     /// Prompt tokens whose prefill was found in the cache; `None` before the first step.
     cached: Option<usize>,
-    permit: OwnedSemaphorePermit,
+    place: Arc<Place>,
 }
 
 /// One guidance and its session.
@@ -73,8 +80,16 @@ pub(crate) struct Guide {
     pub(crate) session: Option<Session>,
     /// The rewards of the pending step, once they are here.
     pub(crate) rewards: Option<Vec<f32>>,
-    /// How often a session failed since the last rewards.
+    /// Since when the open session owes the rewards of the pending step.
+    pub(crate) awaiting: Option<Instant>,
+    /// Whether the open session has given rewards: it has read the context, and steps are quick.
+    pub(crate) warm: bool,
+    /// What became of the session before.
+    pub(crate) before: Before,
+    /// How often a session was lost since the last rewards.
     pub(crate) losses: u32,
+    /// How many of these were its worker's failure.
+    pub(crate) faults: u32,
     /// Since when it is without a session.
     pub(crate) lost_since: Option<Instant>,
     /// When to try again to open one.
@@ -104,7 +119,7 @@ struct Times {
 impl Sequence {
     /// The state of a text that has not started.
     pub(crate) fn new(submission: Submission) -> Self {
-        let Submission { request, owner, deadline, output, permit, arrived } = submission;
+        let Submission { request, owner, deadline, output, place, arrived } = submission;
         let tokens = [&request.prompt_ids[..], &request.resumed].concat();
         let mut seen = Vec::new();
         if request.sampling.repetition_penalty != 1.0 {
@@ -126,7 +141,7 @@ impl Sequence {
             seen,
             times,
             cached: None,
-            permit,
+            place,
         }
     }
 
@@ -165,11 +180,12 @@ impl Sequence {
 
     /// Asks every open session for the rewards of the step's candidates.
     pub(crate) fn ask(&mut self, candidates: Candidates, now: Instant) {
+        let step = self.step();
         for guide in &mut self.guides {
             guide.rewards = None;
             if let Some(session) = &guide.session {
-                session
-                    .candidates((self.tokens.len() - self.request.prompt_ids.len()) as u32, &candidates.ids);
+                session.candidates(step, &candidates.ids);
+                guide.awaiting = Some(now);
             }
         }
         let wait = if self.guides.is_empty() {
@@ -180,12 +196,32 @@ impl Sequence {
         self.pending = Some(Pending { candidates, since: now, _wait: wait });
     }
 
+    /// Takes a newly opened session for guidance `index`, and asks it for the pending step.
+    pub(crate) fn opened(&mut self, index: usize, session: Session, now: Instant) {
+        let step = self.step();
+        if let Some(pending) = &self.pending {
+            session.candidates(step, &pending.candidates.ids);
+        }
+        let guide = &mut self.guides[index];
+        guide.awaiting = self.pending.as_ref().map(|_| now);
+        guide.warm = false;
+        guide.session = Some(session);
+    }
+
     /// Takes the rewards of guidance `index`, checked against the pending step.
     ///
     /// # Errors
     /// The worker broke the protocol, in words.
-    pub(crate) fn take_rewards(&mut self, index: usize, step: u32, values: Vec<f32>) -> Result<(), String> {
-        if step != self.step() {
+    pub(crate) fn take_rewards(
+        &mut self,
+        index: usize,
+        step: u32,
+        values: Vec<f32>,
+    ) -> Result<Received, String> {
+        if step < self.step() {
+            return Ok(Received::Late);
+        }
+        if step > self.step() {
             return Err(format!("rewards of step {step} came at step {}", self.step()));
         }
         let Some(pending) = &self.pending else {
@@ -199,9 +235,12 @@ impl Sequence {
             return Err("a reward is not finite".into());
         }
         let guide = &mut self.guides[index];
-        guide.rewards = Some(values);
+        if guide.rewards.replace(values).is_some() {
+            return Err("the rewards of one step came twice".into());
+        }
+        (guide.warm, guide.awaiting) = (true, None);
         guide.found();
-        Ok(())
+        Ok(Received::InTime)
     }
 
     /// Whether the pending step has all its rewards.
@@ -215,7 +254,7 @@ impl Sequence {
     /// Numbers that are not finite: this text fails, alone.
     pub(crate) fn choose(
         &mut self,
-        model: &BaseModel,
+        assets: &Assets,
         instruments: &Instruments,
         now: Instant,
     ) -> Result<Next, RowError> {
@@ -266,7 +305,7 @@ impl Sequence {
         if let (true, Err(at)) = (sampling.repetition_penalty != 1.0, self.seen.binary_search(&chosen.id)) {
             self.seen.insert(at, chosen.id);
         }
-        let stopped = self.output.token(token, model.assets.tokenizer.output_bytes(chosen.id));
+        let stopped = self.output.token(token, assets.tokenizer.output_bytes(chosen.id));
         instruments.emit.record(lap.time());
         let reason = if sampling.eos.contains(&chosen.id) {
             FinishReason::Eos
@@ -329,8 +368,29 @@ impl Sequence {
         for guide in &mut self.guides {
             guide.session = None;
             guide.rewards = None;
+            guide.before = Before::Nothing;
             guide.found();
         }
+    }
+
+    /// Whether it waits for a worker to take a session.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.guides.iter().any(|g| g.lost_since.is_some())
+    }
+
+    /// UNAVAILABLE, with what the client needs beside the tokens it has to go on from there.
+    pub(crate) fn interrupted(&self, problem: &str) -> Status {
+        let step = self.step();
+        let seed = self.request.sampling.seed;
+        let message = format!(
+            "{problem}; {step} tokens are there: to go on, send the request again with `resume` = those tokens \
+             and seed {seed}"
+        );
+        status::interrupted(
+            message,
+            RETRY_AFTER,
+            [("resume_tokens", step.to_string()), ("resume_seed", seed.to_string())],
+        )
     }
 
     /// Ends the text.
@@ -357,15 +417,24 @@ impl Sequence {
             guidances: self.guides.iter().filter_map(|g| g.resolved.clone()).collect(),
         };
         // Who has read the end must find the place free.
-        drop(self.permit);
+        drop(self.place);
         self.output.finish(finish);
     }
 
     /// Ends the text with an error.
     pub(crate) fn fail(self, status: Status) {
-        drop(self.permit);
+        drop(self.place);
         self.output.fail(status);
     }
+}
+
+/// Rewards that keep the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// The pending step's.
+    InTime,
+    /// Of a step that is over: ignored.
+    Late,
 }
 
 /// What follows a chosen token.
@@ -381,13 +450,25 @@ pub(crate) enum Next {
 
 impl Guide {
     fn new(asked: ValidGuidance) -> Self {
-        let (resolved, session, rewards) = (None, None, None);
-        Self { asked, resolved, session, rewards, losses: 0, lost_since: None, retry_at: None }
+        Self {
+            asked,
+            resolved: None,
+            session: None,
+            rewards: None,
+            awaiting: None,
+            warm: false,
+            before: Before::Nothing,
+            losses: 0,
+            faults: 0,
+            lost_since: None,
+            retry_at: None,
+        }
     }
 
     /// All is well: earlier losses count no more.
     fn found(&mut self) {
-        (self.losses, self.lost_since, self.retry_at) = (0, None, None);
+        (self.losses, self.faults) = (0, 0);
+        (self.lost_since, self.retry_at) = (None, None);
     }
 
     /// `r_j` of the candidates: what the worker sent, less the base model's own values where the

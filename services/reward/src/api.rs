@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::Duration,
 };
 
 use attune_engine::PersRm;
@@ -16,11 +16,15 @@ use attune_proto::{
         reward_service_server::RewardService,
     },
 };
+use attune_service::{clocks::Clocks, status};
 use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -31,6 +35,10 @@ use crate::{
     streams::{self, Responses, StreamId},
 };
 
+/// Calls at once: each is a generator's, and generators are few.
+const CALLS: usize = 1024;
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// The service; one for all calls.
 pub(crate) struct Api {
     persrm: Arc<PersRm>,
@@ -39,6 +47,8 @@ pub(crate) struct Api {
     context: usize,
     slots: usize,
     max_message_bytes: usize,
+    clocks: Clocks,
+    calls: Arc<Semaphore>,
     next: AtomicU64,
 }
 
@@ -50,8 +60,10 @@ impl Api {
         context: usize,
         slots: usize,
         max_message_bytes: usize,
+        clocks: Clocks,
     ) -> Self {
-        Self { persrm, commands, context, slots, max_message_bytes, next: AtomicU64::new(1) }
+        let (calls, next) = (Arc::new(Semaphore::new(CALLS)), AtomicU64::new(1));
+        Self { persrm, commands, context, slots, max_message_bytes, clocks, calls, next }
     }
 }
 
@@ -98,53 +110,75 @@ impl RewardService for Api {
         &self,
         request: Request<Streaming<ScoreRequest>>,
     ) -> Result<Response<Self::ScoreStream>, Status> {
+        let place = Arc::clone(&self.calls).try_acquire_owned();
+        let place =
+            place.map_err(|_| status::exhausted(format!("all {CALLS} calls are taken"), RETRY_AFTER))?;
         let stream = self.next.fetch_add(1, Ordering::Relaxed);
         let (outbound, responses) = streams::call();
         let connect = Command::Connect { stream, outbound };
         self.commands.send(connect).await.map_err(|_| Status::unavailable("the engine has ended"))?;
-        tokio::spawn(read(
+        let reader = Reader {
             stream,
-            request.into_inner(),
-            self.commands.clone(),
-            responses.ended.clone(),
-            self.max_message_bytes,
-        ));
+            commands: self.commands.clone(),
+            ended: responses.ended.clone(),
+            max_message_bytes: self.max_message_bytes,
+            clocks: self.clocks,
+            _place: place,
+        };
+        tokio::spawn(reader.read(request.into_inner()));
         Ok(Response::new(respond(responses)))
     }
 }
 
 /// Hands a call's messages to the engine until either side ends the call. A queue that is full holds
 /// up this call alone, and through flow control its peer.
-async fn read(
+struct Reader {
     stream: StreamId,
-    mut requests: Streaming<ScoreRequest>,
     commands: mpsc::Sender<Command>,
     ended: CancellationToken,
     max_message_bytes: usize,
-) {
-    let verdict = loop {
-        let message = tokio::select! {
-            biased;
-            () = ended.cancelled() => break None,
-            message = requests.message() => message,
-        };
-        let command = match message {
-            Ok(Some(message)) => Command::Frames { stream, frames: message.frames, at: Instant::now() },
-            Ok(None) => {
-                // Half-closed: what was asked for is still answered.
-                if commands.send(Command::HalfClosed(stream)).await.is_ok() {
-                    ended.cancelled().await;
+    clocks: Clocks,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Reader {
+    async fn read(self, mut requests: Streaming<ScoreRequest>) {
+        let start = Instant::now();
+        let lifetime = start + self.clocks.lifetime;
+        let mut due = start + self.clocks.first;
+        let verdict = loop {
+            let message = tokio::select! {
+                biased;
+                () = self.ended.cancelled() => break None,
+                message = requests.message() => message,
+                () = sleep_until(due) => break Some(Status::deadline_exceeded(
+                    "nothing came for too long; send an empty message where there is nothing to say",
+                )),
+                () = sleep_until(lifetime) => Ok(None),
+            };
+            let command = match message {
+                Ok(Some(message)) => {
+                    due = Instant::now() + self.clocks.idle;
+                    let at = Instant::now().into_std();
+                    Command::Frames { stream: self.stream, frames: message.frames, at }
                 }
-                break None;
+                Ok(None) => {
+                    // Half-closed, or old enough: what was asked for is still answered.
+                    if self.commands.send(Command::HalfClosed(self.stream)).await.is_ok() {
+                        // A peer that reads no answers does not keep the call.
+                        let _ = timeout(self.clocks.idle, self.ended.cancelled()).await;
+                    }
+                    break None;
+                }
+                Err(status) => break Some(unreadable(&status, self.max_message_bytes)),
+            };
+            if self.commands.send(command).await.is_err() {
+                return;
             }
-            Err(status) => break Some(unreadable(&status, max_message_bytes)),
         };
-        if commands.send(command).await.is_err() {
-            return;
-        }
-    };
-    // A send fails only when the engine is gone, and every call with it.
-    let _ = commands.send(Command::Disconnected { stream, verdict }).await;
+        // A send fails only when the engine is gone, and every call with it.
+        let _ = self.commands.send(Command::Disconnected { stream: self.stream, verdict }).await;
+    }
 }
 
 /// What a peer is told whose message cannot be read.

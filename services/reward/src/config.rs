@@ -4,6 +4,7 @@ use attune_service::{
     args::ServiceArgs,
     config::{ConfigError, Merged},
     engine::{EngineArgs, EngineConfig},
+    limits::LimitsConfig,
     sections::{LogConfig, ServerConfig},
 };
 use serde::{Deserialize, Serialize};
@@ -31,7 +32,10 @@ impl Default for RewardConfig {
     fn default() -> Self {
         Self {
             engine: EngineConfig::default(),
-            server: ServerConfig::on_port(PORT),
+            server: ServerConfig {
+                limits: LimitsConfig { lifetime_seconds: 86_400.0, ..LimitsConfig::default() },
+                ..ServerConfig::on_port(PORT)
+            },
             log: LogConfig::default(),
         }
     }

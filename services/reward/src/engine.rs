@@ -71,6 +71,17 @@ pub(crate) enum Command {
     Stop,
 }
 
+/// Whether the engine goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It computed a pass; there may be more.
+    Computed,
+    /// It waits for something to arrive.
+    Idle,
+    /// It was told to stop.
+    Stopped,
+}
+
 /// An open session, beside its state in the scheduler.
 struct Active {
     stream: StreamId,
@@ -130,25 +141,35 @@ impl Engine {
                     Some(command) => self.handle(command),
                 }
             }
-            // Bounded, so that a peer that floods the queue cannot keep the others from computing.
-            for _ in 0..COMMANDS {
-                match self.commands.try_recv() {
-                    Ok(Command::Stop) => return,
-                    Ok(command) => self.handle(command),
-                    Err(_) => break,
-                }
-            }
-            self.answer();
-            self.flush();
-            if self.scheduler.has_work() {
-                self.step();
-                self.answer();
-                self.flush();
+            if self.proceed() == Progress::Stopped {
+                return;
             }
         }
     }
 
-    fn handle(&mut self, command: Command) {
+    /// Takes what has arrived, answers what can be answered, and computes one pass where there is one.
+    pub(crate) fn proceed(&mut self) -> Progress {
+        // Bounded, so that a peer that floods the queue cannot keep the others from computing.
+        for _ in 0..COMMANDS {
+            match self.commands.try_recv() {
+                Ok(Command::Stop) => return Progress::Stopped,
+                Ok(command) => self.handle(command),
+                Err(_) => break,
+            }
+        }
+        self.answer();
+        self.flush();
+        if !self.scheduler.has_work() {
+            return Progress::Idle;
+        }
+        self.step();
+        self.answer();
+        self.flush();
+        Progress::Computed
+    }
+
+    /// Takes a command.
+    pub(crate) fn handle(&mut self, command: Command) {
         match command {
             Command::Connect { stream, outbound } => self.streams.connect(stream, outbound),
             Command::Frames { stream, frames, at } => {
@@ -344,7 +365,8 @@ impl Engine {
         }
     }
 
-    fn load(&self) -> Load {
+    /// How busy it is.
+    pub(crate) fn load(&self) -> Load {
         let count = |n| u32::try_from(n).unwrap_or(u32::MAX);
         let cache = self.scheduler.cache_stats();
         Load {
@@ -352,6 +374,7 @@ impl Engine {
             slots: count(self.scheduler.slots()),
             blocks_used: count(cache.used),
             blocks_total: count(cache.total),
+            draining: self.draining,
         }
     }
 }

@@ -14,6 +14,8 @@ mod prompts;
 mod resolve;
 mod scheduler;
 mod session;
+#[doc(hidden)]
+pub mod simulation;
 mod slots;
 mod streams;
 mod worker;

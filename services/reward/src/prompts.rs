@@ -21,11 +21,19 @@ pub(crate) struct Job {
 
 /// Works until the engine is gone.
 pub(crate) fn run(resolver: &Resolver, jobs: &jobs::Receiver<Job>, engine: &mpsc::WeakSender<Command>) {
-    while let Ok(Job { key, slot, prompt, by }) = jobs.recv() {
-        let result = Box::new(resolver.resolve(prompt, by));
+    while let Ok(job) = jobs.recv() {
+        let resolved = job.resolve(resolver);
         let Some(engine) = engine.upgrade() else { return };
-        if engine.blocking_send(Command::Resolved { key, slot, result }).is_err() {
+        if engine.blocking_send(resolved).is_err() {
             return;
         }
+    }
+}
+
+impl Job {
+    /// Does it; gives what the engine is told of it.
+    pub(crate) fn resolve(self, resolver: &Resolver) -> Command {
+        let result = Box::new(resolver.resolve(self.prompt, self.by));
+        Command::Resolved { key: self.key, slot: self.slot, result }
     }
 }

@@ -2,7 +2,7 @@
 //! of the engine has to say.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, OnceLock},
 };
 
@@ -52,7 +52,7 @@ pub(crate) fn call() -> (Outbound, Responses) {
 
 struct Stream {
     outbound: Outbound,
-    sessions: HashMap<u64, Key>,
+    sessions: BTreeMap<u64, Key>,
     frames: Vec<ResponseFrame>,
     bytes: usize,
     told: Option<Load>,
@@ -64,7 +64,7 @@ struct Stream {
 /// All open calls.
 #[derive(Default)]
 pub(crate) struct Streams {
-    open: HashMap<StreamId, Stream>,
+    open: BTreeMap<StreamId, Stream>,
 }
 
 impl Streams {
@@ -72,7 +72,7 @@ impl Streams {
     pub(crate) fn connect(&mut self, id: StreamId, outbound: Outbound) {
         let stream = Stream {
             outbound,
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             frames: vec![],
             bytes: 0,
             told: None,
@@ -155,8 +155,8 @@ impl Streams {
     pub(crate) fn flush(&mut self, load: Load) -> Vec<StreamId> {
         let mut broken = Vec::new();
         for (&id, stream) in &mut self.open {
-            let news =
-                stream.told.as_ref().is_none_or(|t| (t.sessions, t.slots) != (load.sessions, load.slots));
+            let telling = |l: &Load| (l.sessions, l.slots, l.draining);
+            let news = stream.told.as_ref().is_none_or(|told| telling(told) != telling(&load));
             if (news || !stream.frames.is_empty()) && stream.told != Some(load) {
                 stream.told = Some(load);
                 stream.frames.push(ResponseFrame { frame: Some(Frame::Load(load)) });
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     fn load(sessions: u32, blocks_used: u32) -> Load {
-        Load { sessions, slots: 4, blocks_used, blocks_total: 9 }
+        Load { sessions, slots: 4, blocks_used, blocks_total: 9, draining: false }
     }
 
     fn failed(session_id: u64) -> Frame {

@@ -70,7 +70,7 @@ impl Worker {
         let engine = EngineThread::spawn(move || engine.run())?;
 
         let max = config.server.max_message_bytes;
-        let api = Api::new(persrm, commands.clone(), context, slots, max);
+        let api = Api::new(persrm, commands.clone(), context, slots, max, config.server.limits.clocks());
         let server = Server::new(&config.server)
             .add_service(RewardServiceServer::new(api).max_decoding_message_size(max))
             .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
@@ -118,20 +118,11 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
     let folder = hub::resolve(&engine.model, engine.model_revision.as_deref(), None)?;
     let persrm = Arc::new(PersRm::load(&folder, &engine.id(), &options)?);
     let assets = &persrm.assets;
-    let sides = 1 + usize::from(persrm.has_reference());
-    let bytes = sides * KvCache::block_bytes(&assets.config);
-    let blocks = engine.blocks(bytes, blocks_for(assets.config.context), 1)?;
-    let limits = Limits { vocab: assets.config.vocab, context: assets.config.context };
-    let sharing = if engine.prefix_cache {
-        SharedPrefix::sharing(&engine.shared_prefixes, assets, &persrm.template)?
-    } else {
-        Sharing::Off
-    };
-    let scheduler = Scheduler::new(limits, engine.slots, blocks, engine.prefill_chunk, sharing);
-    if scheduler.limits().context < limits.context {
+    let (scheduler, blocks) = scheduler(config, &persrm)?;
+    if scheduler.limits().context < assets.config.context {
         tracing::warn!(
             context = scheduler.limits().context,
-            model = limits.context,
+            model = assets.config.context,
             "the cache holds less than the model's context; raise cache_mib to serve all of it"
         );
     }
@@ -148,4 +139,18 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
         "the reward model is loaded"
     );
     Ok((model, scheduler, persrm))
+}
+
+/// The scheduler, over as many blocks as the configured memory holds and the slots can use.
+pub(crate) fn scheduler(config: &RewardConfig, persrm: &PersRm) -> anyhow::Result<(Scheduler, usize)> {
+    let (engine, shape) = (&config.engine, &persrm.assets.config);
+    let sides = 1 + usize::from(persrm.has_reference());
+    let blocks = engine.blocks(sides * KvCache::block_bytes(shape), blocks_for(shape.context), 1)?;
+    let limits = Limits { vocab: shape.vocab, context: shape.context };
+    let sharing = if engine.prefix_cache {
+        SharedPrefix::sharing(&engine.shared_prefixes, &persrm.assets, &persrm.template)?
+    } else {
+        Sharing::Off
+    };
+    Ok((Scheduler::new(limits, engine.slots, blocks, engine.prefill_chunk, sharing), blocks))
 }

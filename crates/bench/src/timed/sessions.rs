@@ -58,7 +58,7 @@ impl Sessions {
 
     pub(super) fn load(&self) -> Load {
         let (sessions, slots) = (self.open.len() as u32, self.slots as u32);
-        Load { sessions, slots, blocks_used: 0, blocks_total: 0 }
+        Load { sessions, slots, ..Load::default() }
     }
 
     /// Takes a frame that came at `at`; gives what is answered at once.

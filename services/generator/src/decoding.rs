@@ -1,0 +1,414 @@
+//! Every decision of the engine: who is admitted, computed, asked for rewards, moved, ended.
+//!
+//! Pure state: it computes nothing and waits for nothing. Time is passed in, and what it sends goes into
+//! channels that never make it wait. The engine's thread drives it, and so does a simulation.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use attune_engine::{Assets, Output as Wanted, SequenceRows};
+use attune_guidance::{Candidates, RowError};
+use attune_kernels::SelectRow;
+use attune_proto::reward::v1::response_frame::Frame;
+use tonic::Status;
+
+use crate::{
+    guides::{self, Loss, Patience, Verdict},
+    metrics::Instruments,
+    pool::Pool,
+    scheduler::{Load, PlannedRows, Scheduler, SequenceId},
+    sequence::{Next, Sequence, Submission},
+    worker::{Event, Problem, WorkerId},
+};
+
+/// How far down the line of those without room is looked for one whose reward model has some.
+const ROOMLESS_LOOKED_AT: usize = 64;
+
+/// All running and waiting texts.
+pub(crate) struct Decoding {
+    assets: Arc<Assets>,
+    scheduler: Scheduler,
+    pool: Pool,
+    sequences: BTreeMap<SequenceId, Sequence>,
+    /// Refused by a worker: when they queue again.
+    parked: Vec<(Instant, SequenceId)>,
+    /// They queue again once a worker has room, the oldest first.
+    roomless: BTreeSet<SequenceId>,
+    last_id: SequenceId,
+    patience: Patience,
+    instruments: Instruments,
+    /// Since when there are rows that could be computed.
+    runnable_since: Option<Instant>,
+}
+
+/// What the engine does next.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// Compute these rows and report by [`Decoding::computed`].
+    Compute(Vec<PlannedRows>),
+    /// Wait for something to arrive, at most until this moment.
+    Wait(Option<Instant>),
+}
+
+impl Decoding {
+    /// Nothing to do yet.
+    pub(crate) fn new(
+        assets: Arc<Assets>,
+        scheduler: Scheduler,
+        pool: Pool,
+        patience: Patience,
+        instruments: Instruments,
+    ) -> Self {
+        Self {
+            assets,
+            scheduler,
+            pool,
+            sequences: BTreeMap::new(),
+            parked: Vec::new(),
+            roomless: BTreeSet::new(),
+            last_id: 0,
+            patience,
+            instruments,
+            runnable_since: None,
+        }
+    }
+
+    /// Takes a new text.
+    pub(crate) fn submit(&mut self, submission: Submission) {
+        let sequence = Sequence::new(submission);
+        self.last_id += 1;
+        self.scheduler.submit(self.last_id, &sequence.owner, sequence.tokens.clone());
+        self.sequences.insert(self.last_id, sequence);
+    }
+
+    /// Takes news of a worker.
+    pub(crate) fn worker(&mut self, worker: WorkerId, event: Event, now: Instant) {
+        match event {
+            Event::Found(name) => self.pool.found(worker, name),
+            Event::Up(description, requests) => {
+                self.pool.up(worker, *description, requests);
+                for guide in self.sequences.values_mut().flat_map(|s| &mut s.guides) {
+                    guide.retry_at = None;
+                }
+            }
+            Event::Frames(frames, _permit) => {
+                for frame in frames {
+                    self.answer(worker, frame, now);
+                }
+            }
+            Event::Down(problem) => self.down(worker, problem, true, now),
+            Event::Ended => {
+                self.down(worker, Problem::Unreachable("the worker ended the stream".into()), false, now);
+            }
+            Event::Leaving => self.pool.leaving(worker),
+            Event::Gone => {
+                self.down(worker, Problem::Unreachable("the worker was removed".into()), false, now);
+                self.pool.gone(worker);
+            }
+        }
+    }
+
+    fn down(&mut self, worker: WorkerId, problem: Problem, failed: bool, now: Instant) {
+        let (holders, failed) = self.pool.down(worker, problem, failed, now);
+        for (id, index) in holders {
+            self.lose(id, index, if failed { Loss::Fault } else { Loss::Circumstance }, now);
+        }
+    }
+
+    fn lose(&mut self, id: SequenceId, index: usize, loss: Loss, now: Instant) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            guides::lose(sequence, index, loss, &mut self.pool, now);
+        }
+    }
+
+    /// A worker's answer to one session.
+    fn answer(&mut self, worker: WorkerId, frame: Frame, now: Instant) {
+        let session = match &frame {
+            Frame::Load(load) => return self.pool.load(worker, load),
+            Frame::Opened(opened) => opened.session_id,
+            Frame::Rewards(rewards) => rewards.session_id,
+            Frame::Failed(failed) => failed.session_id,
+        };
+        // Of a session closed meanwhile: whoever was merely slow is heard no more.
+        let Some((at, (id, index))) = self.pool.route(session) else {
+            return self.pool.counters().late.add();
+        };
+        if at != worker {
+            return self.distrust(worker, "it answered for a session of another worker", now);
+        }
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        match guides::answer(sequence, index, frame, worker, &mut self.pool, now) {
+            Verdict::Distrust(problem) => self.distrust(worker, &problem, now),
+            verdict => self.follow(id, verdict, now),
+        }
+    }
+
+    fn distrust(&mut self, worker: WorkerId, problem: &str, now: Instant) {
+        for (id, index) in self.pool.distrust(worker, problem, now) {
+            self.lose(id, index, Loss::Circumstance, now);
+        }
+    }
+
+    fn follow(&mut self, id: SequenceId, verdict: Verdict, now: Instant) {
+        match verdict {
+            Verdict::Fine => {
+                if self.sequences.get(&id).is_some_and(Sequence::ready) {
+                    self.choose(id, now);
+                }
+            }
+            Verdict::Wait(pause) => {
+                self.withdraw(id);
+                self.parked.push((now + pause, id));
+            }
+            Verdict::WaitForRoom => {
+                self.withdraw(id);
+                self.roomless.insert(id);
+            }
+            Verdict::Fail(status) => self.fail(id, status),
+            Verdict::Distrust(_) => {}
+        }
+    }
+
+    /// Takes from a sequence all that it holds.
+    fn withdraw(&mut self, id: SequenceId) {
+        self.scheduler.remove(id);
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.release();
+        }
+    }
+
+    /// Does all that can be done without computing, and says what comes next.
+    pub(crate) fn turn(&mut self, now: Instant) -> Turn {
+        self.end_abandoned(now);
+        for id in self.scheduler.running().collect::<Vec<_>>() {
+            self.open_sessions(id, now);
+        }
+        self.requeue_parked(now);
+        // Each is asked for at most once a turn, so that the loop ends.
+        let mut called = BTreeSet::new();
+        loop {
+            self.requeue_roomless(&mut called, now);
+            let admitted = self.scheduler.admit();
+            if admitted.is_empty() {
+                break;
+            }
+            for id in admitted {
+                if let Some(sequence) = self.sequences.get_mut(&id) {
+                    sequence.admitted(now);
+                }
+                self.open_sessions(id, now);
+            }
+        }
+        // Chosen tokens leave before the engine's own forward pass begins.
+        self.flush(now);
+        if !self.scheduler.has_work() {
+            self.runnable_since = None;
+            return Turn::Wait(self.next_deadline());
+        }
+        let since = *self.runnable_since.get_or_insert(now);
+        let late = self.sequences.values().any(|s| s.pending.is_some());
+        if late && now < since + self.patience.grace {
+            return Turn::Wait(Some(since + self.patience.grace));
+        }
+        self.runnable_since = None;
+        let plan = self.scheduler.plan();
+        for id in plan.preempted {
+            if let Some(sequence) = self.sequences.get_mut(&id) {
+                sequence.release();
+            }
+        }
+        Turn::Compute(plan.rows)
+    }
+
+    /// Ends those whose clients have gone or wait no longer.
+    fn end_abandoned(&mut self, now: Instant) {
+        let gone: Vec<SequenceId> =
+            self.sequences.iter().filter(|(_, s)| s.is_cancelled()).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.remove(id);
+        }
+        let late = self.sequences.iter().filter(|(_, s)| s.deadline.is_some_and(|d| d <= now));
+        for (id, lost) in late.map(|(id, s)| (*id, s.is_lost())).collect::<Vec<_>>() {
+            let status = match self.sequences.get(&id) {
+                Some(s) if lost => s.interrupted("no reward worker could go on before the deadline"),
+                _ => Status::deadline_exceeded("the deadline passed before the text was finished"),
+            };
+            self.fail(id, status);
+        }
+    }
+
+    /// Queues again who backed off long enough.
+    fn requeue_parked(&mut self, now: Instant) {
+        let parked = std::mem::take(&mut self.parked);
+        let (due, later): (Vec<_>, Vec<_>) = parked.into_iter().partition(|(until, _)| *until <= now);
+        self.parked = later;
+        for (_, id) in due {
+            if let Some(sequence) = self.sequences.get(&id) {
+                self.scheduler.submit(id, &sequence.owner, sequence.tokens.clone());
+            }
+        }
+    }
+
+    /// Queues again, before all others, the oldest of those for which a worker has room now. One at a
+    /// time: it takes of the room before the next is asked.
+    fn requeue_roomless(&mut self, called: &mut BTreeSet<SequenceId>, now: Instant) {
+        let waiting = self.roomless.iter().filter(|id| !called.contains(id)).take(ROOMLESS_LOOKED_AT);
+        let waiting = waiting.filter_map(|id| Some((*id, self.sequences.get(id)?)));
+        let next = { waiting }.find(|(_, sequence)| !guides::lacks_room(sequence, &self.pool, now));
+        if let Some((id, sequence)) = next {
+            self.scheduler.resubmit(id, &sequence.owner, sequence.tokens.clone());
+            self.roomless.remove(&id);
+            called.insert(id);
+        }
+    }
+
+    /// Opens what sessions a running sequence lacks.
+    fn open_sessions(&mut self, id: SequenceId, now: Instant) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let verdict = guides::open(sequence, id, &mut self.pool, &self.patience, now);
+        self.follow(id, verdict, now);
+    }
+
+    /// When something must be looked at though nothing arrives.
+    fn next_deadline(&self) -> Option<Instant> {
+        let parked = self.parked.iter().map(|(until, _)| *until);
+        let sequences = self.sequences.values();
+        let own = sequences.clone().filter_map(|s| s.deadline);
+        let guides = sequences.filter_map(|s| guides::next_deadline(s, &self.patience));
+        parked.chain(own).chain(guides).min()
+    }
+
+    /// The rows as the forward pass takes them.
+    pub(crate) fn batch(&self, rows: &[PlannedRows]) -> Vec<SequenceRows<'_>> {
+        let row = |r: &PlannedRows| {
+            Some(SequenceRows {
+                tokens: self.sequences.get(&r.id)?.tokens.get(r.start..r.start + r.count)?,
+                start: r.start,
+                blocks: self.scheduler.table(r.id)?,
+                output: if r.complete { Wanted::Last } else { Wanted::Nothing },
+            })
+        };
+        rows.iter().filter_map(row).collect()
+    }
+
+    /// How the candidates of the complete rows are selected, in their order.
+    pub(crate) fn selection(&self, rows: &[PlannedRows]) -> Vec<SelectRow<'_>> {
+        let complete = rows.iter().filter(|r| r.complete).filter_map(|r| self.sequences.get(&r.id));
+        complete.map(|s| SelectRow { k: s.request.sampling.candidates, edits: s.edits() }).collect()
+    }
+
+    /// Takes the candidates of the complete rows, and asks the workers for their rewards.
+    pub(crate) fn computed(
+        &mut self,
+        rows: &[PlannedRows],
+        selected: Vec<Result<Candidates, RowError>>,
+        now: Instant,
+    ) {
+        for row in rows {
+            self.scheduler.advance(row.id, row.count);
+        }
+        let complete = rows.iter().filter(|r| r.complete).map(|r| r.id);
+        let mut unguided = Vec::new();
+        for (id, candidates) in complete.zip(selected) {
+            let found = self.scheduler.found(id);
+            let Some(sequence) = self.sequences.get_mut(&id) else { continue };
+            sequence.prefilled(found);
+            match candidates {
+                Ok(candidates) => sequence.ask(candidates, now),
+                Err(error) => {
+                    self.fail(id, row_status(error));
+                    continue;
+                }
+            }
+            if sequence.guides.is_empty() {
+                unguided.push(id);
+            }
+        }
+        // The questions leave before anything else is done.
+        self.flush(now);
+        for id in unguided {
+            self.choose(id, now);
+        }
+    }
+
+    /// Who runs and waits, and how the cache is used.
+    pub(crate) fn load(&self) -> Load {
+        self.scheduler.load()
+    }
+
+    /// What the steps are measured with.
+    pub(crate) fn instruments(&self) -> &Instruments {
+        &self.instruments
+    }
+
+    /// Whether there is no text at all.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Texts, sessions and cache blocks that it holds.
+    pub(crate) fn held(&self) -> (usize, usize, usize) {
+        (self.sequences.len(), self.pool.sessions(), self.load().cache.used)
+    }
+
+    /// Sessions opened anew so far.
+    pub(crate) fn moved(&self) -> u64 {
+        self.pool.counters().moved.get()
+    }
+
+    /// The pass over these rows failed.
+    pub(crate) fn not_computed(&mut self, rows: &[PlannedRows]) {
+        for row in rows {
+            self.fail(row.id, Status::internal("the forward pass failed"));
+        }
+    }
+
+    /// Ends all that still runs.
+    pub(crate) fn stop(mut self, now: Instant) {
+        for (_, sequence) in std::mem::take(&mut self.sequences) {
+            let status = sequence.interrupted("the generator is shutting down");
+            sequence.fail(status);
+        }
+        self.flush(now);
+    }
+
+    fn choose(&mut self, id: SequenceId, now: Instant) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        match sequence.choose(&self.assets, &self.instruments, now) {
+            Ok(Next::Wait) => {}
+            Ok(Next::Continue(token)) => self.scheduler.push(id, token),
+            Ok(Next::Finish(reason)) => {
+                if let Some(sequence) = self.remove(id) {
+                    sequence.finish(reason, now);
+                }
+            }
+            Err(error) => self.fail(id, row_status(error)),
+        }
+    }
+
+    fn fail(&mut self, id: SequenceId, status: Status) {
+        if let Some(sequence) = self.remove(id) {
+            sequence.fail(status);
+        }
+    }
+
+    fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+        self.scheduler.remove(id);
+        self.roomless.remove(&id);
+        self.parked.retain(|(_, parked)| *parked != id);
+        self.sequences.remove(&id)
+    }
+
+    fn flush(&mut self, now: Instant) {
+        for worker in self.pool.flush() {
+            self.down(worker, Problem::Unreachable("the worker does not take messages".into()), true, now);
+        }
+    }
+}
+
+fn row_status(error: RowError) -> Status {
+    Status::internal(error.to_string())
+}
