@@ -31,7 +31,7 @@ async fn soak(length: Duration) {
         |g| {
             (g.engine.slots, g.queue, g.engine.cache_mib) = (6, 5, 1);
             // A machine with much else to do is no failure; a service that hangs is.
-            g.reward_wait_seconds = 120.0;
+            g.reward_wait_max_seconds = 120.0;
         },
         |r| (r.engine.slots, r.engine.cache_mib) = (10, 2),
     )

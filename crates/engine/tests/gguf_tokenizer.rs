@@ -4,7 +4,7 @@
 #[path = "gguf/writer.rs"]
 mod writer;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use attune_engine::random_checkpoint::{self, Family, Kind, Shape};
 use attune_engine::{Assets, BaseModel, LoadOptions};
@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use writer::Gguf;
 
 /// The assets of a file with these tokenizer settings on a tiny model.
-fn assets(settings: Vec<(&str, Value)>) -> Assets {
+fn assets(settings: Vec<(&str, Value)>) -> Arc<Assets> {
     let root = tempfile::tempdir().unwrap();
     let shape = Shape { layers: 1, ..Shape::tiny(Family::Llama) };
     random_checkpoint::write(root.path(), &shape, 3, Kind::Base).unwrap();

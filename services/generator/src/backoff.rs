@@ -22,7 +22,7 @@ mod tests {
     fn pauses_double_up_to_the_most_and_differ() {
         let mut dice = StdRng::seed_from_u64(1);
         let (first, most) = (Duration::from_millis(100), Duration::from_secs(3));
-        for tries in 0..60 {
+        for tries in 0..60u32 {
             let full = first.saturating_mul(1 << tries.max(1).saturating_sub(1).min(10)).min(most);
             for _ in 0..20 {
                 let pause = pause(first, most, tries, &mut dice);

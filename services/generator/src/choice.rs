@@ -249,7 +249,8 @@ mod tests {
         // Once resolved, only the very same weights will do.
         let resolved =
             ResolvedGuidance { reward_model: "b".into(), model_revision: "b@2".into(), ..Default::default() };
-        let wanted = Wanted::of(&Guidance::default(), Some(&resolved)).revision;
+        let guidance = Guidance::default();
+        let wanted = Wanted::of(&guidance, Some(&resolved)).revision;
         assert_eq!(wanted, Some("b@2"));
         let wanted = Wanted { model: "b", revision: Some("b@2") };
         let now = f.now;
