@@ -57,6 +57,9 @@ pub(crate) fn catalogue() -> Vec<GenerateRequest> {
         .collect()
 }
 
+/// A text's number, and its tokens or how it failed.
+type Ended = (usize, Result<Vec<u32>, String>);
+
 /// What all parts of a simulation see of each other beside the network.
 #[derive(Default)]
 struct Shared {
@@ -67,7 +70,7 @@ struct Shared {
     /// Texts, sessions and blocks that the generator holds.
     generator: Cell<(usize, usize, usize)>,
     moved: Cell<u64>,
-    texts: RefCell<Vec<(usize, Result<Vec<u32>, String>)>>,
+    texts: RefCell<Vec<Ended>>,
 }
 
 /// Runs a plan to its end.
