@@ -135,7 +135,7 @@ fn a_model_that_cannot_be_served_is_named_at_start() {
     std::fs::write(&config, text.replace("\"intermediate_size\": 160", "\"intermediate_size\": 161"))
         .unwrap();
     let wrong = run("attune-reward", &models.path("persrm"));
-    assert!(wrong.contains("layers.0.mlp.") && wrong.contains("shape"), "{wrong}");
+    assert!(wrong.contains("mlp.gate_proj.weight") && wrong.contains("shape"), "{wrong}");
     let nothing = run("attune-reward", "/nonexistent/folder");
     assert!(nothing.contains("/nonexistent/folder"), "{nothing}");
 }

@@ -71,7 +71,7 @@ impl Assets {
         let format = match options.format {
             Some(format) => format,
             None => checkpoint
-                .format("model.layers.0.mlp.down_proj.weight", &[config.hidden, config.intermediate])?,
+                .format("model.layers.0.mlp.gate_proj.weight", &[config.intermediate, config.hidden])?,
         };
         let assets = Self {
             folder: folder.to_path_buf(),

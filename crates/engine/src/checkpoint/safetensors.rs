@@ -35,7 +35,8 @@ impl SafetensorsFiles {
         } else if index.exists() {
             Self::open_files(folder, shards(folder, &index)?)
         } else {
-            let problem = "holds neither model.safetensors nor model.safetensors.index.json nor a .gguf file";
+            let problem = "holds no model: a config.json with model.safetensors or \
+                           model.safetensors.index.json, or a .gguf file";
             Err(LoadError::file(folder, problem))
         }
     }
