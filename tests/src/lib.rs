@@ -7,7 +7,6 @@ mod micro;
 mod pair;
 mod process;
 mod proxy;
-mod timed;
 
 pub use client::{Generated, by_ids, greedy, guided, say};
 pub use load::{PATIENCE, generator_load, wait_for_load, wait_for_sessions, worker_load};
@@ -15,4 +14,3 @@ pub use micro::micro_models;
 pub use pair::Pair;
 pub use process::{Process, Signal, binary, workspace_root};
 pub use proxy::Proxy;
-pub use timed::TimedWorker;

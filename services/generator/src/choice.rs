@@ -93,6 +93,17 @@ pub(crate) fn room(pool: &Pool, wanted: &Wanted<'_>, now: Instant) -> Option<u32
     Some(open.into_iter().map(|(_, link)| link.slots().saturating_sub(link.sessions())).sum())
 }
 
+/// The slots of all workers that serve it, whatever state they are in; `None` while there is one of which
+/// nothing is known yet.
+pub(crate) fn capacity(pool: &Pool, wanted: &Wanted<'_>) -> Option<u32> {
+    let slots = |worker: &Worker| {
+        let description = worker.description.as_ref()?;
+        let slots = worker.link().map_or(description.slots, Link::slots);
+        Some(if wanted.is_served_by(description) { slots } else { 0 })
+    };
+    pool.workers.values().map(slots).sum()
+}
+
 /// The workers that may be given such a session now, full or not.
 fn open<'p>(
     pool: &'p Pool,

@@ -183,7 +183,9 @@ pub(crate) fn open(
         };
         match pool.open((id, index), &opening, now) {
             Ok(session) => sequence.opened(index, session, now),
-            Err(NoWorker::Full) => return Verdict::WaitForRoom,
+            Err(NoWorker::Full) => {
+                return too_many(sequence, index, pool).map_or(Verdict::WaitForRoom, Verdict::Fail);
+            }
             Err(NoWorker::NoSuchModel(served)) => {
                 let asked = &guide.asked.guidance.reward_model;
                 let message = format!("no reward model `{asked}` is served; there are: {served}");
@@ -252,9 +254,28 @@ fn give_up(sequence: &mut Sequence, problem: &str) -> Verdict {
 pub(crate) fn lacks_room(sequence: &Sequence, pool: &Pool, now: Instant) -> bool {
     sequence.guides.iter().any(|guide| {
         let wanted = Wanted::of(&guide.asked.guidance, guide.resolved.as_ref());
-        let same = |g: &&Guide| Wanted::of(&g.asked.guidance, g.resolved.as_ref()) == wanted;
-        let needed = sequence.guides.iter().filter(same).count() as u32;
-        choice::room(pool, &wanted, now).is_some_and(|room| room < needed)
+        choice::room(pool, &wanted, now).is_some_and(|room| room < needed(sequence, &wanted))
+    })
+}
+
+/// Sessions of the same kind that the sequence needs at once.
+fn needed(sequence: &Sequence, wanted: &Wanted<'_>) -> u32 {
+    let of = |g: &&Guide| Wanted::of(&g.asked.guidance, g.resolved.as_ref()) == *wanted;
+    sequence.guides.iter().filter(of).count() as u32
+}
+
+/// Why a text can never run: it needs more sessions than there are slots. One that has begun did fit, and
+/// waits for its workers to come back.
+fn too_many(sequence: &Sequence, index: usize, pool: &Pool) -> Option<Status> {
+    let guide = &sequence.guides[index];
+    let wanted = Wanted::of(&guide.asked.guidance, guide.resolved.as_ref());
+    let (needed, slots) = (needed(sequence, &wanted), choice::capacity(pool, &wanted)?);
+    (sequence.generated().is_empty() && needed > slots).then(|| {
+        let message = format!(
+            "the text needs {needed} reward sessions at once, and the reward workers have {slots} slots in all; \
+             ask for fewer guidances, or run more workers"
+        );
+        status::precondition("REWARD_SLOTS", "reward workers", message)
     })
 }
 

@@ -1,5 +1,5 @@
 //! Guided against plain decoding where the reward side computes on another machine: a timed worker stands
-//! for it, whose forward takes as long as the generator's own plain step, and no core of this machine.
+//! for it, whose forward takes as long as the generator's own, and no core of this machine.
 
 use std::time::Duration;
 
@@ -8,11 +8,15 @@ use attune_proto::generator::v1::DescribeRequest;
 
 use super::{
     Settings, Size, cores,
-    decode::{decode, guided, middle, plain, prompt, step_ms, tokens_per_second},
+    decode::{PROMPT, decode, guided, middle, plain, prompt, step_ms, tokens_per_second},
     rows::{Key, Results},
     service::Service,
 };
-use crate::timed::{TimedConfig, TimedWorker};
+use crate::{
+    floor::Role,
+    solo::Solo,
+    timed::{TimedConfig, TimedWorker},
+};
 
 pub(super) async fn run(settings: &Settings, size: Size, results: &mut Results<'_>) -> Result<()> {
     let key = Key::Elsewhere(size);
@@ -29,17 +33,26 @@ pub(super) async fn run(settings: &Settings, size: Size, results: &mut Results<'
     let worker = TimedWorker::start(TimedConfig::fitting(&description, Duration::ZERO)).await?;
     let generator = Service::generator(settings, size, cores(), &[&worker.endpoint()], &[]).await?;
     let client = generator.client().await?;
+    // The generator's model by itself, on the same threads: only it can tell a forward from a step.
+    let mut alone = Solo::load(&settings.base(size), Role::Base, None, cores(), PROMPT)?;
     let tokens = settings.tokens(64);
-    let (mut ratios, mut waits) = (Vec::new(), Vec::new());
+    let (mut ratios, mut waits, mut steps) = (Vec::new(), Vec::new(), Vec::new());
     decode(&client, guided(&prompt(0), 4)).await?;
     for round in 0..settings.rounds(if size == Size::Small { 7 } else { 5 }) {
         let ids = prompt(300 + round as u64);
         let without = decode(&client, plain(&ids, tokens)).await?;
-        worker.set_forward(Duration::from_secs_f64(step_ms(&without) / 1e3));
+        let mut forwards = Vec::new();
+        for _ in 0..tokens {
+            forwards.push(alone.step()?.forward.as_secs_f64());
+        }
+        let forward = middle(forwards);
+        worker.set_forward(Duration::from_secs_f64(forward));
         let with = decode(&client, guided(&ids, tokens)).await?;
         ratios.push(tokens_per_second(&with) / tokens_per_second(&without));
-        waits.push(step_ms(&without));
+        waits.push(forward * 1e3);
+        steps.push(step_ms(&without));
     }
-    results.add(key, middle(ratios), &format!("a wait of {:.2} ms", middle(waits)));
+    let (wait, step) = (middle(waits), middle(steps));
+    results.add(key, middle(ratios), &format!("a wait of {wait:.2} ms; a plain step takes {step:.2} ms"));
     Ok(())
 }

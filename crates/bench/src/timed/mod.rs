@@ -10,7 +10,10 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -39,6 +42,8 @@ pub struct TimedConfig {
     pub slots: u32,
     /// How long one forward pass takes, whatever it reads.
     pub forward: Duration,
+    /// How long a pass waits for the sessions just answered, so that all share it.
+    pub grace: Duration,
     /// The tokenizer's fingerprint that the generator expects; its `Describe` tells it.
     pub fingerprint: String,
     /// Ids lie below this.
@@ -53,6 +58,7 @@ impl TimedConfig {
         Self {
             slots: 64,
             forward,
+            grace: Duration::ZERO,
             fingerprint: generator.tokenizer_fingerprint.clone(),
             vocab: generator.vocab_size,
             model_id: "timed".to_owned(),
@@ -65,7 +71,15 @@ impl TimedConfig {
 pub struct TimedWorker {
     address: SocketAddr,
     commands: Sender<Command>,
+    seen: Arc<Seen>,
     _stop: DropGuard,
+}
+
+/// What can be seen of it from outside.
+#[derive(Debug, Default)]
+struct Seen {
+    sessions: AtomicU32,
+    forwards: AtomicU64,
 }
 
 impl TimedWorker {
@@ -85,8 +99,9 @@ impl TimedWorker {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (commands, inbox) = crossbeam_channel::unbounded();
-        let sessions = Sessions::new(config.slots, config.forward, config.vocab);
-        thread::Builder::new().name("timed".into()).spawn(move || run(sessions, &inbox))?;
+        let (sessions, seen) = (Sessions::new(&config), Arc::new(Seen::default()));
+        let shown = Arc::clone(&seen);
+        thread::Builder::new().name("timed".into()).spawn(move || run(sessions, &inbox, &shown))?;
         let stop = CancellationToken::new();
         let api = Api { config, commands: commands.clone(), calls: AtomicU64::new(1), stop: stop.clone() };
         let server = tonic::transport::Server::builder()
@@ -96,12 +111,22 @@ impl TimedWorker {
                 stop.clone().cancelled_owned(),
             );
         tokio::spawn(server);
-        Ok(Self { address, commands, _stop: stop.drop_guard() })
+        Ok(Self { address, commands, seen, _stop: stop.drop_guard() })
     }
 
     /// Its address, as a URL.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Sessions that are open on it.
+    pub fn sessions(&self) -> u32 {
+        self.seen.sessions.load(Ordering::Relaxed)
+    }
+
+    /// Forward passes that it has begun.
+    pub fn forwards(&self) -> u64 {
+        self.seen.forwards.load(Ordering::Relaxed)
     }
 
     /// Changes how long the next forward passes take.
@@ -120,7 +145,7 @@ enum Command {
 }
 
 /// The thread that stands for the device: it sleeps until a frame comes or a forward ends.
-fn run(mut sessions: Sessions, inbox: &Receiver<Command>) {
+fn run(mut sessions: Sessions, inbox: &Receiver<Command>, seen: &Seen) {
     let mut calls = HashMap::new();
     let mut told = HashMap::new();
     loop {
@@ -153,7 +178,10 @@ fn run(mut sessions: Sessions, inbox: &Receiver<Command>) {
             }
         }
         answers.extend(sessions.tick(Instant::now()));
-        send(answers, sessions.load(), &calls, &mut told);
+        let load = sessions.load();
+        seen.sessions.store(load.sessions, Ordering::Relaxed);
+        seen.forwards.store(sessions.forwards(), Ordering::Relaxed);
+        send(answers, load, &calls, &mut told);
     }
 }
 

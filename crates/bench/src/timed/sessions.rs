@@ -10,6 +10,8 @@ use attune_proto::reward::v1::{
     prompt::Kind, request_frame, response_frame::Frame,
 };
 
+use super::TimedConfig;
+
 /// A session of a call.
 type Key = (u64, u64);
 
@@ -22,6 +24,8 @@ struct Session {
     asked: Option<(Vec<u32>, Instant)>,
     /// When the hidden state of the step was there.
     ready: Instant,
+    /// When its rewards left, while the token chosen by them is awaited.
+    answered: Option<Instant>,
 }
 
 /// A forward pass under way.
@@ -37,23 +41,42 @@ struct Forward {
 pub(super) struct Sessions {
     slots: usize,
     forward: Duration,
+    grace: Duration,
     vocab: u32,
+    forwards: u64,
     open: BTreeMap<Key, Session>,
     running: Option<Forward>,
 }
 
 impl Sessions {
-    pub(super) fn new(slots: u32, forward: Duration, vocab: u32) -> Self {
-        Self { slots: slots.max(1) as usize, forward, vocab, open: BTreeMap::new(), running: None }
+    pub(super) fn new(config: &TimedConfig) -> Self {
+        let &TimedConfig { slots, forward, grace, vocab, .. } = config;
+        let slots = slots.max(1) as usize;
+        Self { slots, forward, grace, vocab, forwards: 0, open: BTreeMap::new(), running: None }
     }
 
     pub(super) fn set_forward(&mut self, forward: Duration) {
         self.forward = forward;
     }
 
-    /// When the running forward ends.
+    /// When something is to be done though nothing comes: the running forward ends, or the next begins.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.running.as_ref().map(|f| f.ends)
+        match &self.running {
+            Some(forward) => Some(forward.ends),
+            None => self.open.values().any(|s| s.unread).then(|| self.gathered()).flatten(),
+        }
+    }
+
+    /// Until when a forward waits for those just answered, who are about to have something to read:
+    /// without them, the sessions would fall into groups that take turns.
+    fn gathered(&self) -> Option<Instant> {
+        let answered = self.open.values().filter(|s| !s.unread).filter_map(|s| s.answered);
+        answered.max().map(|at| at + self.grace)
+    }
+
+    /// Forward passes begun so far.
+    pub(super) fn forwards(&self) -> u64 {
+        self.forwards
     }
 
     pub(super) fn load(&self) -> Load {
@@ -77,6 +100,7 @@ impl Sessions {
                     session.step += 1;
                     session.unread = true;
                     session.asked = None;
+                    session.answered = None;
                 });
                 (advance.session_id, done)
             }
@@ -141,8 +165,13 @@ impl Sessions {
             },
             None => return Err((FailureReason::Invalid, "a guidance is required")),
         };
-        let session =
-            Session { step: open.generated_tokens.len() as u32, unread: true, asked: None, ready: at };
+        let session = Session {
+            step: open.generated_tokens.len() as u32,
+            unread: true,
+            asked: None,
+            ready: at,
+            answered: None,
+        };
         self.open.insert((call, open.session_id), session);
         Ok(Opened { session_id: open.session_id, guidance: Some(guidance) })
     }
@@ -180,19 +209,13 @@ impl Sessions {
                 }
             }
         }
-        if self.running.is_none() {
-            let batch: Vec<(Key, u32)> =
-                self.open.iter().filter(|(_, s)| s.unread).map(|(&key, s)| (key, s.step)).collect();
-            if !batch.is_empty() {
-                self.running = Some(Forward { ends: now + self.forward, batch });
-            }
-        }
         let mut answers = Vec::new();
         for (&(call, session_id), session) in &mut self.open {
             if session.unread {
                 continue;
             }
             if let Some((ids, at)) = session.asked.take() {
+                session.answered = Some(now);
                 let work = now.saturating_duration_since(at.max(session.ready));
                 answers.push((
                     call,
@@ -203,6 +226,14 @@ impl Sessions {
                         work_seconds: work.as_secs_f32(),
                     }),
                 ));
+            }
+        }
+        if self.running.is_none() && self.gathered().is_none_or(|at| at <= now) {
+            let batch: Vec<(Key, u32)> =
+                self.open.iter().filter(|(_, s)| s.unread).map(|(&key, s)| (key, s.step)).collect();
+            if !batch.is_empty() {
+                self.forwards += 1;
+                self.running = Some(Forward { ends: now + self.forward, batch });
             }
         }
         answers
@@ -224,6 +255,11 @@ mod tests {
 
     const FORWARD: Duration = Duration::from_millis(10);
 
+    fn sessions(slots: u32, grace: Duration) -> Sessions {
+        let (fingerprint, model_id) = (String::new(), String::new());
+        Sessions::new(&TimedConfig { slots, forward: FORWARD, grace, fingerprint, vocab: 10, model_id })
+    }
+
     fn open(id: u64) -> Asked {
         Asked::Open(Open { session_id: id, by: Some(By::Guidance(Guidance::default())), ..Open::default() })
     }
@@ -242,7 +278,7 @@ mod tests {
 
     #[test]
     fn one_forward_serves_all_and_answers_when_it_is_over() {
-        let mut s = Sessions::new(4, FORWARD, 10);
+        let mut s = sessions(4, Duration::ZERO);
         let t = Instant::now();
         for id in [1, 2] {
             assert!(matches!(s.handle(1, open(id), t), Some(Frame::Opened(_))));
@@ -261,7 +297,7 @@ mod tests {
 
     #[test]
     fn an_advance_starts_the_wait_and_candidates_find_it_over() {
-        let mut s = Sessions::new(1, FORWARD, 10);
+        let mut s = sessions(1, Duration::ZERO);
         let t = Instant::now();
         s.handle(1, open(1), t);
         s.tick(t);
@@ -278,8 +314,40 @@ mod tests {
     }
 
     #[test]
+    fn a_forward_waits_a_moment_for_those_just_answered() {
+        let grace = Duration::from_millis(2);
+        let mut s = sessions(3, grace);
+        let t = Instant::now();
+        for id in [1, 2] {
+            s.handle(1, open(id), t);
+            s.handle(1, ask(id, 0), t);
+        }
+        s.tick(t);
+        s.handle(1, open(3), t + FORWARD / 2);
+        s.handle(1, ask(3, 0), t + FORWARD / 2);
+        assert_eq!(answered(&s.tick(t + FORWARD)), [(1, 0), (2, 0)]);
+        assert_eq!((s.forwards(), s.deadline()), (1, Some(t + FORWARD + grace)));
+        let advance = |id| Asked::Advance(Advance { session_id: id, step: 0, token: 3 });
+        s.handle(1, advance(1), t + FORWARD);
+        s.tick(t + FORWARD);
+        assert_eq!(s.forwards(), 1, "2 is still awaited");
+        s.handle(1, advance(2), t + FORWARD + grace / 2);
+        s.tick(t + FORWARD + grace / 2);
+        assert_eq!((s.forwards(), s.deadline()), (2, Some(t + FORWARD * 2 + grace / 2)), "all are there");
+        assert_eq!(answered(&s.tick(t + FORWARD * 2 + grace / 2)), [(3, 0)]);
+        // Of 1, 2 and 3 only 3 is about to advance; it takes too long.
+        s.handle(1, ask(1, 1), t + FORWARD * 3);
+        assert_eq!(answered(&s.tick(t + FORWARD * 3)), [(1, 1)]);
+        s.handle(1, Asked::Advance(Advance { session_id: 2, step: 1, token: 3 }), t + FORWARD * 3);
+        s.tick(t + FORWARD * 3);
+        assert_eq!(s.forwards(), 2);
+        s.tick(t + FORWARD * 3 + grace);
+        assert_eq!(s.forwards(), 3);
+    }
+
+    #[test]
     fn slots_are_limited_and_come_back() {
-        let mut s = Sessions::new(1, FORWARD, 10);
+        let mut s = sessions(1, Duration::ZERO);
         let t = Instant::now();
         s.handle(1, open(1), t);
         let Some(Frame::Failed(failed)) = s.handle(2, open(1), t) else { panic!("one slot, two sessions") };
@@ -292,7 +360,7 @@ mod tests {
 
     #[test]
     fn frames_of_another_step_end_their_session_alone() {
-        let mut s = Sessions::new(2, FORWARD, 10);
+        let mut s = sessions(2, Duration::ZERO);
         let t = Instant::now();
         s.handle(1, open(1), t);
         s.handle(1, open(2), t);
