@@ -267,9 +267,9 @@ async fn failover() -> Failover {
     let mut client = pair.client().await;
     let (mut pauses, mut steps, mut prefills) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..9 {
-        let request = request(turn);
-        let mut stream = client.clone().generate(request.clone()).await.unwrap().into_inner();
+        let mut stream = client.clone().generate(request(turn)).await.unwrap().into_inner();
         let (mut ids, mut times, mut killed, mut address) = (Vec::new(), Vec::new(), None, None);
+        let mut gone = None;
         while let Some(message) = stream.message().await.unwrap() {
             let now = Instant::now();
             for token in &message.tokens {
@@ -289,10 +289,12 @@ async fn failover() -> Failover {
                 let victim = pair.workers.remove(victim);
                 address = Some(victim.endpoint.strip_prefix("http://").unwrap().to_owned());
                 killed = Some(Instant::now());
-                drop(victim);
+                // Elsewhere: until the process is gone, this task has tokens to take the time of.
+                gone = Some(tokio::task::spawn_blocking(move || drop(victim)));
             }
         }
         let killed = killed.unwrap();
+        gone.unwrap().await.unwrap();
         let after = times.partition_point(|at| *at < killed);
         let gap = |i: usize| milliseconds(times[i - 1], times[i]);
         if after > 0 && after + 3 < times.len() {
@@ -300,11 +302,12 @@ async fn failover() -> Failover {
             pauses.push((after..after + 3).map(gap).fold(0.0, f64::max));
         }
         steps.extend((20..55).map(gap));
-        // The same context, read anew.
+        // As long a context, behind a question that nobody has asked yet: the prefix caches know the text
+        // itself by now, and whoever took it over did not.
         let start = Instant::now();
         let resume = Some(Resume { token_ids: ids[..61].to_vec(), seed: None });
-        let mut stream =
-            client.clone().generate(GenerateRequest { resume, ..request }).await.unwrap().into_inner();
+        let fresh = GenerateRequest { resume, ..request(turn + 17) };
+        let mut stream = client.clone().generate(fresh).await.unwrap().into_inner();
         stream.message().await.unwrap();
         prefills.push(milliseconds(start, Instant::now()));
         drop(stream);

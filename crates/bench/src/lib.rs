@@ -4,6 +4,7 @@
 //! Nothing of it is part of a service.
 #![forbid(unsafe_code)]
 
+pub mod bare;
 pub mod floor;
 pub mod load;
 pub mod pieces;

@@ -9,7 +9,7 @@ use super::{
     rows::{Key, Results},
     service::Service,
 };
-use crate::{solo::K, wire};
+use crate::{bare, solo::K, wire};
 
 pub(super) async fn run(settings: &Settings, results: &mut Results<'_>) -> Result<()> {
     if !settings.wants_any(&[Key::Wire1, Key::Wire64]) {
@@ -22,7 +22,15 @@ pub(super) async fn run(settings: &Settings, results: &mut Results<'_>) -> Resul
         let all = wire::probe(&worker.endpoint, rows, K, exchanges).await?;
         let added = middle(all.iter().map(|e| e.added().as_secs_f64() * 1e3));
         let work = middle(all.iter().map(|e| e.work.as_secs_f64() * 1e3));
-        results.add(key, added, &format!("the worker's own part {work:.3} ms"));
+        let least = tokio::task::spawn_blocking(move || bare::exchange(rows, K, exchanges)).await??;
+        let [warm, cold] = [least.warm, least.cold].map(|time| time.as_secs_f64() * 1e3);
+        results.add(
+            key,
+            added,
+            &format!(
+                "the worker's own part {work:.3} ms; tonic alone {warm:.3} ms, with cold caches {cold:.3} ms"
+            ),
+        );
     }
     Ok(())
 }
