@@ -31,3 +31,6 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 /// Version of the pair's protocol; both sides name theirs in `Describe`.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The method whose worker must have the base model's own weights: both sides know it by this name.
+pub const LINEAR_ALIGNMENT: &str = "linear-alignment";

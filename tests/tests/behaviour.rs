@@ -41,7 +41,9 @@ async fn what_guidance_changed_can_be_seen() {
     let mut client = pair.client().await.unwrap();
     let output = Some(OutputOptions { token_rewards: true, candidate_tables: true });
     let strengths = [2.0, -1.0];
-    let guidances: Vec<GuidanceTerm> = strengths.iter().map(|&s| guided(s)).collect();
+    let mut guidances: Vec<GuidanceTerm> = strengths.iter().map(|&s| guided(s)).collect();
+    // So wide that it limits nothing: the rewards lose their mean alone.
+    guidances[1].clip = Some(1e6);
     let request = GenerateRequest { guidances, output, ..sampled(3) };
     let answer = Generated::of(&mut client, request).await.unwrap();
     for token in &answer.tokens {
@@ -49,8 +51,12 @@ async fn what_guidance_changed_can_be_seen() {
         let chosen = token.candidates.iter().find(|c| c.id == token.id).unwrap();
         assert_eq!(chosen.rewards, token.rewards);
         assert_eq!(chosen.base_log_prob, token.base_log_prob);
+        assert_eq!(chosen.contributions, token.contributions);
+        let mean = token.candidates.iter().map(|c| c.rewards[1]).sum::<f32>() / 10.0;
         for c in &token.candidates {
-            let score = c.base_log_prob + strengths[0] * c.rewards[0] + strengths[1] * c.rewards[1];
+            let added = [strengths[0] * c.rewards[0], strengths[1] * (c.rewards[1] - mean)];
+            assert!(c.contributions.iter().zip(added).all(|(got, want)| (got - want).abs() < 1e-3));
+            let score = c.base_log_prob + c.contributions.iter().sum::<f32>();
             assert!((score - c.score).abs() < 1e-3);
         }
         let log_sum: f32 = token.candidates.iter().map(|c| c.score.exp()).sum::<f32>().ln();

@@ -10,6 +10,7 @@ use tonic::Status;
 use crate::{
     client::EndpointArgs,
     compare::{self, MarkArg},
+    contributions::Contributions,
     failure::Failure,
     json::{Event, reason_name},
     request,
@@ -23,6 +24,7 @@ Examples:
   attune generate \"How do I keep basil alive?\" --prefer \"brief\" --strength 2
   attune generate \"How do I keep basil alive?\" --prefer \"brief\" --prefer \"with humour\" --strength 2 --strength 1
   attune generate --compare \"How do I keep basil alive?\" --prefer \"brief\" --prefer \"in detail\"
+  attune generate "How do I keep basil alive?" --prefer "brief" --prefer "formal" --strength 1 --strength -1 --token-rewards
   attune generate --prompt-ids 1,2,3 --reference generator --guide-context as-is --candidates 10 \\
       --strength 0.8 --temperature 0 --max-tokens 64 --ignore-eos --json
 
@@ -97,6 +99,8 @@ async fn as_json(endpoint: &EndpointArgs, request: GenerateRequest) -> Result<()
 
 async fn as_text(endpoint: &EndpointArgs, request: GenerateRequest) -> Result<()> {
     let guided = !request.guidances.is_empty();
+    let explains = guided && request.output.is_some_and(|output| output.token_rewards);
+    let mut contributions = Contributions::new(&request.guidances);
     let mut client = endpoint.generator().await?;
     let on_terminal = std::io::stdout().is_terminal();
     let mut begun = false;
@@ -109,6 +113,9 @@ async fn as_text(endpoint: &EndpointArgs, request: GenerateRequest) -> Result<()
         }
         out.flush()?;
         begun |= !response.text.is_empty();
+        if explains {
+            contributions.add(response);
+        }
         Ok(())
     };
     let done = stream::generate(&mut client, endpoint, request, print).await;
@@ -117,6 +124,9 @@ async fn as_text(endpoint: &EndpointArgs, request: GenerateRequest) -> Result<()
         writeln!(std::io::stdout())?;
     }
     let whole = done?;
+    if explains {
+        write!(std::io::stdout(), "\n{}", contributions.table())?;
+    }
     if guided && whole.unguided() > 0 {
         anstream::eprintln!("warning: {} tokens were chosen without guidance", whole.unguided());
     }

@@ -39,6 +39,8 @@ struct TokenJson<'a> {
     unguided_id: u32,
     #[serde(skip_serializing_if = "<[f32]>::is_empty")]
     rewards: &'a [f32],
+    #[serde(skip_serializing_if = "<[f32]>::is_empty")]
+    contributions: &'a [f32],
     #[serde(skip_serializing_if = "Vec::is_empty")]
     candidates: Vec<CandidateJson<'a>>,
 }
@@ -48,6 +50,7 @@ struct CandidateJson<'a> {
     id: u32,
     base_log_prob: f32,
     rewards: &'a [f32],
+    contributions: &'a [f32],
     score: f32,
 }
 
@@ -160,6 +163,7 @@ fn token(token: &Token) -> TokenJson<'_> {
         guided: token.guided,
         unguided_id: token.unguided_id,
         rewards: &token.rewards,
+        contributions: &token.contributions,
         candidates: token
             .candidates
             .iter()
@@ -167,6 +171,7 @@ fn token(token: &Token) -> TokenJson<'_> {
                 id: c.id,
                 base_log_prob: c.base_log_prob,
                 rewards: &c.rewards,
+                contributions: &c.contributions,
                 score: c.score,
             })
             .collect(),
@@ -231,11 +236,13 @@ mod tests {
             r#"{"event":"chunk","text":"a","tokens":[{"id":5,"base_log_prob":-0.1,"fused_log_prob":0.0,"guided":true,"unguided_id":6}]}"#
         );
         token.rewards = vec![0.5];
+        token.contributions = vec![-1.0];
         token.candidates = vec![Candidate { id: 1, score: f32::NEG_INFINITY, ..Candidate::default() }];
         let response = response(&token);
         let line = parse(&Event::chunk(&response, Some("formal")));
         assert_eq!(line["column"], "formal");
         assert_eq!(line["tokens"][0]["rewards"], json!([0.5]));
+        assert_eq!(line["tokens"][0]["contributions"], json!([-1.0]));
         assert_eq!(line["tokens"][0]["candidates"][0]["score"], Value::Null);
     }
 

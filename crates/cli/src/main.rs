@@ -4,6 +4,7 @@ mod bench;
 mod client;
 mod columns;
 mod compare;
+mod contributions;
 mod describe;
 mod failure;
 mod generate;

@@ -46,7 +46,7 @@ impl GuidanceArgs {
             || self.clip.is_some()
             || self.weights.is_some()
             || self.profile.is_some()
-            || self.reward_model.is_some()
+            || !self.reward_model.is_empty()
             || self.method.is_some()
             || self.reference.is_some()
             || self.normalization.is_some()
@@ -58,26 +58,26 @@ impl GuidanceArgs {
         if !self.any() {
             return Ok(Vec::new());
         }
+        // Without words, one for each reward model: an expert is its own preference.
         let texts: Vec<Option<String>> = match self.prefer.as_slice() {
-            [] => vec![None],
+            [] => vec![None; self.reward_model.len().max(1)],
             texts => texts.iter().cloned().map(Some).collect(),
         };
-        let strength = |i: usize| match self.strength.as_slice() {
-            [] => None,
-            [one] => Some(*one),
-            each => each.get(i).copied(),
-        };
-        if self.strength.len() > 1 && self.strength.len() != texts.len() {
-            bail!(
-                "{} strengths for {} guidances: give one --strength for all, or one for each --prefer",
-                self.strength.len(),
-                texts.len()
-            );
+        for (what, flag, count) in [
+            ("strengths", "--strength", self.strength.len()),
+            ("reward models", "--reward-model", self.reward_model.len()),
+        ] {
+            if count > 1 && count != texts.len() {
+                bail!(
+                    "{count} {what} for {} guidances: give one {flag} for all, or one for each --prefer",
+                    texts.len()
+                );
+            }
         }
         let weights = self.weights.as_deref().map(read_weights).transpose()?;
         let term = |(i, text)| GuidanceTerm {
             guidance: Some(Guidance {
-                reward_model: self.reward_model.clone().unwrap_or_default(),
+                reward_model: of_each(&self.reward_model, i).unwrap_or_default(),
                 method: self.method.clone().unwrap_or_default(),
                 text,
                 profile: self.profile.clone(),
@@ -86,10 +86,18 @@ impl GuidanceArgs {
                 normalization: self.normalization.map_or(Normalization::Unspecified, Into::into).into(),
                 context: self.guide_context.map_or(Context::Unspecified, Into::into).into(),
             }),
-            strength: strength(i),
+            strength: of_each(&self.strength, i),
             clip: self.clip,
         };
         Ok(texts.into_iter().enumerate().map(term).collect())
+    }
+}
+
+/// The value for guidance `i`, of one for all or one for each.
+fn of_each<T: Clone>(values: &[T], i: usize) -> Option<T> {
+    match values {
+        [one] => Some(one.clone()),
+        each => each.get(i).cloned(),
     }
 }
 
@@ -226,6 +234,17 @@ mod tests {
         assert_eq!(with(&[2.0]).unwrap(), [Some(2.0), Some(2.0)]);
         assert_eq!(with(&[2.0, -1.0]).unwrap(), [Some(2.0), Some(-1.0)]);
         assert!(with(&[1.0, 2.0, 3.0]).unwrap_err().to_string().contains("3 strengths for 2"));
+    }
+
+    #[test]
+    fn experts_need_no_words() {
+        let experts = vec!["brief".to_owned(), "formal".to_owned()];
+        let args = GuidanceArgs { reward_model: experts.clone(), strength: vec![0.5], ..Default::default() };
+        let terms = args.terms().unwrap();
+        let models: Vec<_> = terms.iter().map(|t| t.guidance.clone().unwrap().reward_model).collect();
+        assert_eq!((models, terms[1].strength), (experts.clone(), Some(0.5)));
+        let args = GuidanceArgs { prefer: vec!["a".into(); 3], reward_model: experts, ..Default::default() };
+        assert!(args.terms().unwrap_err().to_string().contains("2 reward models for 3"));
     }
 
     #[test]

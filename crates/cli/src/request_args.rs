@@ -45,10 +45,12 @@ pub(crate) struct GuidanceArgs {
     /// A stored profile.
     #[arg(long, value_name = "NAME")]
     pub(crate) profile: Option<String>,
-    /// Which reward model [default: the only one, or any].
+    /// Which reward model; one for all preferences, or one for each in their order [default: the only
+    /// one, or any].
     #[arg(long, value_name = "ID")]
-    pub(crate) reward_model: Option<String>,
-    /// How rewards are made [default: pad].
+    pub(crate) reward_model: Vec<String>,
+    /// How rewards are made: pad, genarm, linear-alignment or experts, as far as the reward model serves
+    /// it [default: pad].
     #[arg(long, value_name = "NAME")]
     pub(crate) method: Option<String>,
     /// What a reward is measured against [default: the reward model's own choice].
@@ -117,7 +119,7 @@ pub(crate) struct SamplingArgs {
 #[command(next_help_heading = "Output")]
 #[group(skip)]
 pub(crate) struct DetailArgs {
-    /// With --json: each token's reward under every guidance.
+    /// What each guidance contributed to every token, as a table; with --json, its reward too.
     #[arg(long)]
     pub(crate) token_rewards: bool,
     /// With --json: the whole table of candidates at every step.

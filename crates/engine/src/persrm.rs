@@ -151,6 +151,11 @@ impl PersRm {
         self.reference.is_some()
     }
 
+    /// Whether the features pass through the official release's full matrix.
+    pub fn has_value_head(&self) -> bool {
+        self.value_head.is_some()
+    }
+
     /// Whether `w_p` is read off a preference text.
     pub fn has_weight_head(&self) -> bool {
         self.weight_head.is_some()

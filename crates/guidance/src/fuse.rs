@@ -14,6 +14,17 @@ pub struct Term<'a> {
     pub rewards: &'a [f32],
 }
 
+impl Term<'_> {
+    /// What the term adds to each score, `[k]`: `strength * r_j(a|s, p_j)`, the reward as the clip limits it.
+    pub fn contributions(&self) -> Vec<f64> {
+        let mut rewards: Vec<f64> = self.rewards.iter().map(|&r| f64::from(r)).collect();
+        if let Some(clip) = self.clip {
+            centred_clip(&mut rewards, f64::from(clip));
+        }
+        rewards.iter().map(|reward| f64::from(self.strength) * reward).collect()
+    }
+}
+
 /// The fused scores of one row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fused {
@@ -45,12 +56,8 @@ pub fn fuse(candidates: &Candidates, terms: &[Term<'_>], min_p: f32) -> Result<F
         if !term.rewards.iter().all(|r| r.is_finite()) {
             return Err(RowError::Reward);
         }
-        let mut rewards: Vec<f64> = term.rewards.iter().map(|&r| f64::from(r)).collect();
-        if let Some(clip) = term.clip {
-            centred_clip(&mut rewards, f64::from(clip));
-        }
-        for (score, reward) in scores.iter_mut().zip(rewards) {
-            *score += f64::from(term.strength) * reward;
+        for (score, contribution) in scores.iter_mut().zip(term.contributions()) {
+            *score += contribution;
         }
     }
     for (i, score) in scores.iter_mut().enumerate() {

@@ -65,7 +65,17 @@ pub(crate) fn answer(
             let Some(resolved) = opened.guidance else {
                 return Verdict::Distrust("a session was opened without its guidance".into());
             };
-            sequence.guides[index].resolved.get_or_insert(resolved);
+            let guide = &mut sequence.guides[index];
+            if let Some(revision) = guide.asked.revision.as_ref().filter(|r| **r != resolved.model_revision) {
+                let message = format!(
+                    "`{}` contrasts the base model with itself: its worker must serve revision `{revision}`, \
+                     but `{}` is revision `{}`; name another in `reward_model`",
+                    resolved.method, resolved.reward_model, resolved.model_revision
+                );
+                let field = format!("guidances[{index}].guidance.reward_model");
+                return Verdict::Fail(status::precondition("GUIDANCE", field, message));
+            }
+            guide.resolved.get_or_insert(resolved);
             sequence.refusals = 0;
             Verdict::Fine
         }

@@ -333,6 +333,10 @@ impl Sequence {
     ) -> Result<Token, RowError> {
         let output = self.request.output;
         let rewards = |i: usize| terms.iter().map(|t| t.rewards[i]).collect::<Vec<f32>>();
+        let told = output.token_rewards || output.candidate_tables;
+        let contributed: Vec<Vec<f64>> =
+            if told { terms.iter().map(Term::contributions).collect() } else { Vec::new() };
+        let contributions = |i: usize| contributed.iter().map(|c| c[i] as f32).collect::<Vec<f32>>();
         let table = if output.candidate_tables {
             let scores = fuse(candidates, terms, self.request.sampling.min_p)?.scores;
             let row = |(i, score): (usize, f64)| Candidate {
@@ -340,6 +344,7 @@ impl Sequence {
                 base_log_prob: candidates.log_prob(i) as f32,
                 rewards: rewards(i),
                 score: score as f32,
+                contributions: contributions(i),
             };
             scores.into_iter().enumerate().map(row).collect()
         } else {
@@ -352,6 +357,7 @@ impl Sequence {
             guided: !self.guides.is_empty(),
             unguided_id: chosen.unguided_id,
             rewards: if output.token_rewards { rewards(chosen.index) } else { Vec::new() },
+            contributions: if output.token_rewards { contributions(chosen.index) } else { Vec::new() },
             candidates: table,
         })
     }

@@ -4,6 +4,7 @@
 use attune_engine::{Assets, Message, PreferenceTemplate};
 use attune_guidance::MAX_CANDIDATES;
 use attune_proto::{
+    LINEAR_ALIGNMENT,
     generator::v1::{BaseContext, GenerateRequest, GuidanceTerm, OnRewardLoss, OutputOptions, Sampling},
     reward::v1::{ChatMessage, ChatMessages, Guidance, Prompt, prompt::Kind},
 };
@@ -54,6 +55,8 @@ pub(crate) struct ValidGuidance {
     pub(crate) strength: f32,
     /// Above 0. `None`: no limit.
     pub(crate) clip: Option<f32>,
+    /// The weights that its worker must have. `None`: any.
+    pub(crate) revision: Option<String>,
 }
 
 /// How tokens are chosen, every default resolved.
@@ -94,8 +97,12 @@ impl ValidRequest {
     ) -> Result<Self, Vec<Violation>> {
         let mut check = Checker::default();
         let vocab = assets.config.vocab;
-        let guidances = check.guidances(request.guidances);
+        let guidances = check.guidances(request.guidances, &assets.revision);
         let with_preference = request.base_context == BaseContext::WithPreference as i32;
+        if with_preference && guidances.iter().any(|g| g.guidance.method == LINEAR_ALIGNMENT) {
+            let problem = format!("must be PLAIN for method `{LINEAR_ALIGNMENT}`, which contrasts the two");
+            check.fail("base_context", problem);
+        }
         let preferences: Vec<&str> = if with_preference {
             guidances.iter().filter_map(|g| g.guidance.text.as_deref()).collect()
         } else {
@@ -172,7 +179,8 @@ impl Checker {
         }
     }
 
-    fn guidances(&mut self, terms: Vec<GuidanceTerm>) -> Vec<ValidGuidance> {
+    /// The terms, each with its strength; `base` is the revision of the base model's weights.
+    fn guidances(&mut self, terms: Vec<GuidanceTerm>, base: &str) -> Vec<ValidGuidance> {
         if terms.len() > MAX_GUIDANCES {
             self.fail(
                 "guidances",
@@ -196,7 +204,9 @@ impl Checker {
                     if !{ weights }.all(|w| w.is_finite()) {
                         self.fail(field("guidance.weights"), "must be finite numbers");
                     }
-                    valid.push(ValidGuidance { guidance, strength, clip });
+                    // It contrasts a model with itself.
+                    let revision = (guidance.method == LINEAR_ALIGNMENT).then(|| base.to_owned());
+                    valid.push(ValidGuidance { guidance, strength, clip, revision });
                 }
                 None => self.fail(field("guidance"), "is required"),
             }

@@ -31,7 +31,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     engine::Command,
-    resolve::{METHOD, Resolver},
+    method::Method,
+    resolve::Resolver,
     streams::{self, Responses, StreamId},
 };
 
@@ -92,7 +93,7 @@ impl RewardService for Api {
             tokenizer_size: count(size),
             tokenizer_fingerprint: fingerprint,
             context_length: count(self.context),
-            methods: vec![METHOD.to_owned()],
+            methods: Method::offered(&self.persrm).map(|method| method.name().to_owned()).collect(),
             references: Resolver::references(&self.persrm).into_iter().map(i32::from).collect(),
             normalizations: vec![Normalization::Candidates.into(), Normalization::Vocabulary.into()],
             hidden_size: count(assets.config.hidden),

@@ -8,6 +8,7 @@ mod api;
 mod config;
 mod engine;
 mod failure;
+mod method;
 mod metrics;
 mod model;
 mod prompts;

@@ -8,10 +8,7 @@ use attune_proto::reward::v1::{
     prompt::Kind,
 };
 
-use crate::failure::Failure;
-
-/// The one method of this version.
-pub(crate) const METHOD: &str = "pad";
+use crate::{failure::Failure, method::Method};
 
 /// The most tokens of a preference text that the weight head reads: it is read whole, between two
 /// passes of the others.
@@ -68,7 +65,8 @@ impl Resolver {
 
     fn settle(&self, prompt: Option<Prompt>, guidance: Guidance) -> Result<Resolved, Failure> {
         self.check_model(&guidance.reward_model)?;
-        let method = check_method(&guidance.method)?;
+        let method = Method::named(&guidance.method, &self.persrm)?;
+        let guidance = method.fix(guidance)?;
         if guidance.profile.is_some() {
             return Err(unimplemented("stored profiles").at("profile"));
         }
@@ -85,7 +83,10 @@ impl Resolver {
         };
         // A blank preference is none.
         let text = guidance.text.filter(|t| !t.trim().is_empty());
-        let reads_weights = text.is_some() && guidance.weights.is_none() && self.persrm.has_weight_head();
+        let reads_weights = method.is_weighted()
+            && text.is_some()
+            && guidance.weights.is_none()
+            && self.persrm.has_weight_head();
         let asked = self.known::<Context>(guidance.context, "context")?;
         let kind = prompt.and_then(|p| p.kind).ok_or_else(|| {
             Failure::invalid("prompt", "the prompt is absent; send messages, text or token ids")
@@ -100,7 +101,7 @@ impl Resolver {
         let guidance = ResolvedGuidance {
             reward_model: self.persrm.assets.id.clone(),
             model_revision: self.persrm.assets.revision.clone(),
-            method: method.to_owned(),
+            method: method.name().to_owned(),
             text,
             profile: None,
             profile_revision: 0,
@@ -192,7 +193,7 @@ impl Resolver {
             );
             return Err(Failure::new(FailureReason::Precondition, message).at("model_revision"));
         }
-        check_method(&guidance.method)?;
+        Method::named(&guidance.method, &self.persrm)?;
         if let Some(weights) = &guidance.weights {
             self.check_weights(weights)?;
         }
@@ -278,14 +279,6 @@ fn context(asked: Context, kind: &Kind, text: bool, reads_weights: bool) -> Resu
             "a preference cannot be put into token ids; where they hold it already, ask for context AS_IS",
         )),
     }
-}
-
-fn check_method(asked: &str) -> Result<&'static str, Failure> {
-    if asked.is_empty() || asked == METHOD {
-        return Ok(METHOD);
-    }
-    let message = format!("the method does not exist; this version offers `{METHOD}`");
-    Err(Failure::new(FailureReason::NotFound, message).at("method"))
 }
 
 /// What later versions will do.

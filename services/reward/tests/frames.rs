@@ -16,6 +16,15 @@ fn open_by(prompt: Option<Prompt>, by: Option<By>) -> request_frame::Frame {
     request_frame::Frame::Open(Open { session_id: 5, prompt, by, ..Default::default() })
 }
 
+fn method(name: &str, reference: Reference, text: Option<&str>) -> Guidance {
+    Guidance {
+        method: name.into(),
+        reference: reference.into(),
+        text: text.map(str::to_owned),
+        ..Guidance::default()
+    }
+}
+
 #[tokio::test]
 async fn a_frame_that_does_not_fit_ends_its_own_session_alone() {
     use FailureReason::{Invalid, NotFound, OutOfOrder, Precondition, Unimplemented, UnknownSession};
@@ -54,6 +63,11 @@ async fn a_frame_that_does_not_fit_ends_its_own_session_alone() {
         (guided(weights(vec![1.0; D - 1])), Invalid, "weights.values"),
         (guided(weights(vec![f32::NAN; D])), Invalid, "weights.values"),
         (guided(Guidance { method: "magic".into(), ..Default::default() }), NotFound, "method"),
+        (guided(method("genarm", Reference::Generator, None)), Invalid, "reference"),
+        (guided(method("linear-alignment", Reference::Unspecified, None)), Invalid, "text"),
+        (guided(method("linear-alignment", Reference::None, Some("brief"))), Invalid, "reference"),
+        (guided(method("experts", Reference::Unspecified, Some("brief"))), Invalid, "text"),
+        (guided(Guidance { method: "genarm".into(), ..weights(vec![1.0; D]) }), Invalid, "weights"),
         (guided(Guidance { reward_model: "other".into(), ..Default::default() }), NotFound, "reward_model"),
         (guided(Guidance { profile: Some("me".into()), ..Default::default() }), Unimplemented, "profile"),
         (

@@ -27,7 +27,7 @@ async fn the_worker_describes_itself() {
     assert_eq!((all.model_id.as_str(), all.vocab_size, all.hidden_size), ("taste", 512, D as u32));
     assert_eq!((all.context_length, all.slots, all.protocol_version), (512, 3, 1));
     assert_eq!((all.dtype.as_str(), all.device.as_str()), ("f32", "cpu"));
-    assert_eq!(all.methods, ["pad"]);
+    assert_eq!(all.methods, ["pad", "genarm", "linear-alignment", "experts"]);
     assert_eq!(
         all.references().collect::<Vec<_>>(),
         [Reference::Model, Reference::Generator, Reference::None]
