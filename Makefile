@@ -6,7 +6,7 @@ PORT ?= 50051
 HOURS ?= 2
 SEED ?= 1
 
-.PHONY: help demo run test lint bench kernel-bench chaos simulate models vectors
+.PHONY: help demo run test lint bench eval kernel-bench chaos simulate models vectors
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ lint: ## formatting, clippy without warnings, the protos' style
 
 bench: models ## the table of figures to reach; BENCH="--rows floor,wire --quick" narrows it
 	target/release/attune bench table --out target/bench/table.json $(BENCH)
+
+eval: ## every alignment method on the shipped pair: target/eval/table.json and plot.svg; EVAL="--quick" narrows it
+	$(CARGO) build --workspace --bins
+	target/debug/attune eval $(EVAL)
 
 kernel-bench: ## the kernels by themselves, against the bandwidth of the same run
 	$(CARGO) bench -p attune-kernels

@@ -11,6 +11,7 @@ pub mod pieces;
 pub mod plot;
 pub mod prompts;
 pub mod report;
+pub mod service;
 pub mod solo;
 pub mod table;
 pub mod timed;

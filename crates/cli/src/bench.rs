@@ -40,7 +40,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
 }
 
 /// A progress bar on stderr, where that is a terminal.
-fn progress(total: usize, what: &str) -> Result<indicatif::ProgressBar> {
+pub(crate) fn progress(total: usize, what: &str) -> Result<indicatif::ProgressBar> {
     let style = indicatif::ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {elapsed} (left {eta})")?;
     Ok(indicatif::ProgressBar::new(total as u64).with_style(style).with_message(what.to_owned()))
 }

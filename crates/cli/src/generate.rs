@@ -24,7 +24,8 @@ Examples:
   attune generate \"How do I keep basil alive?\" --prefer \"brief\" --strength 2
   attune generate \"How do I keep basil alive?\" --prefer \"brief\" --prefer \"with humour\" --strength 2 --strength 1
   attune generate --compare \"How do I keep basil alive?\" --prefer \"brief\" --prefer \"in detail\"
-  attune generate "How do I keep basil alive?" --prefer "brief" --prefer "formal" --strength 1 --strength -1 --token-rewards
+  attune generate \"How do I keep basil alive?\" --prefer \"brief\" --prefer \"formal\" \\
+      --strength 1 --strength -1 --token-rewards
   attune generate --prompt-ids 1,2,3 --reference generator --guide-context as-is --candidates 10 \\
       --strength 0.8 --temperature 0 --max-tokens 64 --ignore-eos --json
 

@@ -6,6 +6,7 @@ mod columns;
 mod compare;
 mod contributions;
 mod describe;
+mod eval;
 mod failure;
 mod generate;
 mod json;
@@ -35,6 +36,8 @@ enum Command {
     Describe(describe::DescribeArgs),
     /// Train models.
     Train(train::TrainArgs),
+    /// Measure how well each method aligns, with one judge in one run: the table, and a plot.
+    Eval(Box<eval::EvalArgs>),
     /// Measure: load on a running pair, or the pieces of a step.
     Bench(bench::BenchArgs),
     /// Write seeded random models of known shapes, to test and measure with.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => with_runtime(generate::run(*args)),
         Command::Describe(args) => with_runtime(describe::run(args)),
         Command::Train(args) => train::run(args),
+        Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(&args),
     };

@@ -1,47 +1,15 @@
-//! The services as processes of their own.
+//! The services on the checkpoints of the table.
 
-use std::{path::Path, process::Stdio};
+use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use attune_proto::generator::v1::generator_service_client::GeneratorServiceClient;
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader, Lines},
-    process::{Child, ChildStdout, Command},
-};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::{Settings, Size};
-
-/// A service that listens; it is killed on drop.
-pub(super) struct Service {
-    process: Child,
-    /// Its address, as a URL.
-    pub(super) endpoint: String,
-    /// Kept open: a service may print more.
-    _stdout: Lines<BufReader<ChildStdout>>,
-}
+pub(super) use crate::service::Service;
 
 impl Service {
-    /// Starts a service on a free port, and waits until it listens.
-    pub(super) async fn start(settings: &Settings, name: &str, args: &[String]) -> Result<Self> {
-        let path = settings.binaries.join(name);
-        let mut process = Command::new(&path)
-            .args(["--listen", "127.0.0.1:0", "--log", "error"])
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {}", path.display()))?;
-        let mut stdout = BufReader::new(process.stdout.take().context("no stdout")?).lines();
-        while let Some(line) = stdout.next_line().await? {
-            if let Some(address) = line.strip_prefix("listening on ") {
-                return Ok(Self { process, endpoint: format!("http://{address}"), _stdout: stdout });
-            }
-        }
-        bail!("{name} ended before it listened: {}", process.wait().await?)
-    }
-
     /// A worker on the PersRM of this size.
     pub(super) async fn worker(
         settings: &Settings,
@@ -49,7 +17,7 @@ impl Service {
         threads: usize,
         more: &[&str],
     ) -> Result<Self> {
-        Self::start(settings, "attune-reward", &args(&settings.persrm(size), threads, more)).await
+        Self::start(&settings.binaries, "attune-reward", &args(&settings.persrm(size), threads, more)).await
     }
 
     /// A generator on the base model of this size, with these workers.
@@ -62,18 +30,7 @@ impl Service {
     ) -> Result<Self> {
         let mut args = args(&settings.base(size), threads, more);
         args.extend(workers.iter().flat_map(|url| ["--reward".to_owned(), (*url).to_owned()]));
-        Self::start(settings, "attune-generator", &args).await
-    }
-
-    /// A client of a generator.
-    pub(super) async fn client(&self) -> Result<GeneratorServiceClient<Channel>> {
-        let endpoint = Endpoint::from_shared(self.endpoint.clone())?.tcp_nodelay(true);
-        Ok(GeneratorServiceClient::new(endpoint.connect().await?))
-    }
-
-    /// Kills it at once, as a machine that fails does.
-    pub(super) async fn kill(mut self) -> Result<()> {
-        Ok(self.process.kill().await?)
+        Self::start(&settings.binaries, "attune-generator", &args).await
     }
 }
 

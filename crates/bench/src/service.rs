@@ -1,0 +1,62 @@
+//! The services as processes of their own.
+
+use std::{path::Path, process::Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use attune_proto::generator::v1::generator_service_client::GeneratorServiceClient;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+};
+use tonic::transport::{Channel, Endpoint};
+
+/// A service that listens; it is killed on drop.
+pub struct Service {
+    process: Child,
+    /// Its address, as a URL.
+    pub endpoint: String,
+    /// Kept open: a service may print more.
+    _stdout: Lines<BufReader<ChildStdout>>,
+}
+
+impl Service {
+    /// Starts the service `name` of the folder `binaries` on a free port, and waits until it listens.
+    ///
+    /// # Errors
+    /// It cannot be started, or ends before it listens; it has then said why on stderr.
+    pub async fn start(binaries: &Path, name: &str, args: &[String]) -> Result<Self> {
+        let path = binaries.join(name);
+        let mut process = Command::new(&path)
+            .args(["--listen", "127.0.0.1:0", "--log", "error"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}", path.display()))?;
+        let mut stdout = BufReader::new(process.stdout.take().context("no stdout")?).lines();
+        while let Some(line) = stdout.next_line().await? {
+            if let Some(address) = line.strip_prefix("listening on ") {
+                return Ok(Self { process, endpoint: format!("http://{address}"), _stdout: stdout });
+            }
+        }
+        bail!("{name} ended before it listened: {}", process.wait().await?)
+    }
+
+    /// A client of a generator.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub async fn client(&self) -> Result<GeneratorServiceClient<Channel>> {
+        let endpoint = Endpoint::from_shared(self.endpoint.clone())?.tcp_nodelay(true);
+        Ok(GeneratorServiceClient::new(endpoint.connect().await?))
+    }
+
+    /// Kills it at once, as a machine that fails does.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub async fn kill(mut self) -> Result<()> {
+        Ok(self.process.kill().await?)
+    }
+}
