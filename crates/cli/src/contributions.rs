@@ -104,11 +104,11 @@ mod tests {
         };
         table.add(&response("", vec![token(1, [0.25, -1.5])]));
         table.add(&response("Hé\n", vec![token(2, [10.0, 0.0])]));
-        let want = "\
-  text  base log-prob     brief  a rather long w…
-                -0.50     +0.25             -1.50
-* Hé\\n          -0.50    +10.00             +0.00
-";
-        assert_eq!(table.table(), want);
+        let want = [
+            "  text  base log-prob     brief  a rather long w…",
+            "                -0.50     +0.25             -1.50",
+            "* Hé\\n          -0.50    +10.00             +0.00",
+        ];
+        assert_eq!(table.table().lines().collect::<Vec<_>>(), want);
     }
 }

@@ -18,7 +18,7 @@ use attune_proto::generator::v1::Sampling;
 
 const EXAMPLES: &str = "\
 Examples:
-  attune eval                                            # all methods over their strengths, an hour's half
+  attune eval                                            # all methods over their strengths
   attune eval --quick                                    # a few questions, to see that all of it runs
   attune eval --methods unguided,prompted,pad-model --strengths 0.5,1,2 --prompts 240
 
@@ -61,7 +61,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 1.0)]
     temperature: f32,
     /// For all methods: leave out candidates below this share of the best base probability.
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
     min_p: f32,
     /// Texts at once.
     #[arg(long, value_name = "N", default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..=64))]

@@ -9,10 +9,12 @@ use anyhow::{Context as _, Result};
 use attune_train::{
     export,
     model::Llama,
+    tokenizer::PREFERENCE_TEMPLATE,
     world::Trait,
 };
 use candle_core::Tensor;
 use serde::Deserialize;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::method::{Decodes, Method, Worker};
@@ -31,7 +33,7 @@ pub struct Models {
     pair: PathBuf,
     adapters: PathBuf,
     seconds: TrainSeconds,
-    /// Averages, made when they are asked for.
+    /// Averages, made when they are asked for, and the base with a template of preferences.
     made: TempDir,
 }
 
@@ -53,7 +55,27 @@ impl Models {
             Err(_) => TrainSeconds::default(),
         };
         let made = tempfile::tempdir().context("cannot make a folder for averaged checkpoints")?;
-        Ok(Self { pair: pair.into(), adapters: adapters.into(), seconds, made })
+        let models = Self { pair: pair.into(), adapters: adapters.into(), seconds, made };
+        models.teach_base().context("cannot copy the base model")?;
+        Ok(models)
+    }
+
+    /// Puts the wording of preferences that the base was trained with beside a copy of it: as a worker it
+    /// would else read our default's, which it has never met.
+    fn teach_base(&self) -> Result<()> {
+        let folder = self.taught_base();
+        std::fs::create_dir_all(&folder)?;
+        for entry in std::fs::read_dir(self.base())? {
+            let path = entry?.path();
+            if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+                std::fs::copy(&path, folder.join(name))?;
+            }
+        }
+        export::write_json(&folder.join("attune.json"), &json!({"template": PREFERENCE_TEMPLATE}))
+    }
+
+    fn taught_base(&self) -> PathBuf {
+        self.made.path().join("base")
     }
 
     /// The base model.
@@ -65,7 +87,7 @@ impl Models {
     pub fn worker(&self, worker: &Worker) -> PathBuf {
         match worker {
             Worker::Persrm => self.pair.join("persrm"),
-            Worker::Base => self.base(),
+            Worker::Base => self.taught_base(),
             Worker::Genarm => self.adapters.join("genarm"),
             Worker::Expert(one) => self.expert(*one),
         }
