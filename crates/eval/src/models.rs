@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use attune_train::{
     export,
+    lora::{self, Adapter},
     model::Llama,
     tokenizer::PREFERENCE_TEMPLATE,
     world::Trait,
@@ -93,6 +94,27 @@ impl Models {
         }
     }
 
+    /// A worker's model with its adapter, where it is one, merged into the base.
+    ///
+    /// # Errors
+    /// A checkpoint cannot be read, or the merged one not be written.
+    pub fn ready(&self, worker: &Worker) -> Result<PathBuf> {
+        let given = self.worker(worker);
+        if !given.join("adapter_config.json").exists() {
+            return Ok(given);
+        }
+        let folder = self.made.path().join(worker.id());
+        if !folder.is_dir() {
+            let (_, tokenizer) = export::read_checkpoint(&self.base())?;
+            export::write_checkpoint(&folder, &self.read(&given)?, &tokenizer)?;
+            let settings = given.join("attune.json");
+            if settings.exists() {
+                std::fs::copy(&settings, folder.join("attune.json"))?;
+            }
+        }
+        Ok(folder)
+    }
+
     /// Other base models, by name.
     pub fn bases(&self) -> Vec<(String, PathBuf)> {
         let Ok(entries) = std::fs::read_dir(self.adapters.join("bases")) else { return Vec::new() };
@@ -157,7 +179,12 @@ impl Models {
         self.adapters.join("experts").join(one.name())
     }
 
+    /// The weights of a folder, an adapter's with the base's.
     fn read(&self, folder: &Path) -> Result<Llama> {
+        if folder.join("adapter_config.json").exists() {
+            let (base, _) = export::read_checkpoint(&self.base())?;
+            return Ok(lora::merged(&base, &Adapter::read(folder)?)?);
+        }
         Ok(export::read_checkpoint(folder)?.0)
     }
 }

@@ -118,7 +118,7 @@ impl Running {
     ) -> Result<Self> {
         let mut started = Vec::new();
         for worker in workers {
-            let mut args = args(&models.worker(&worker));
+            let mut args = args(&models.ready(&worker)?);
             args.extend(["--model-id".to_owned(), worker.id()]);
             started.push(Service::start(binaries, "attune-reward", &args).await?);
         }

@@ -76,8 +76,21 @@ pub fn dpo_loss(
     pairs: &PairBatch,
     beta: f64,
 ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+    preference_loss(model, Some(reference), pairs, beta)
+}
+
+/// [`dpo_loss`]; without a reference that of an autoregressive reward (GenARM, arXiv 2410.08193, equation 6).
+fn preference_loss(
+    model: &Llama,
+    reference: Option<&Llama>,
+    pairs: &PairBatch,
+    beta: f64,
+) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
     let own = sequence_log_probs(model, pairs, false)?;
-    let ratios = (&own - sequence_log_probs(reference, pairs, true)?)?;
+    let ratios = match reference {
+        Some(reference) => (&own - sequence_log_probs(reference, pairs, true)?)?,
+        None => own.clone(),
+    };
     let n = pairs.pairs;
     let margins = ((ratios.narrow(0, 0, n)? - ratios.narrow(0, n, n)?)? * beta)?;
     // -log sigmoid(m) = -m/2 + log(2 cosh(m/2)): smooth at 0, where training starts, and safe to |m| = 170.
@@ -101,8 +114,27 @@ pub fn train(
     quiet: bool,
 ) -> Result<(Llama, DpoOutcome)> {
     let model = Llama::from_tensors(base.config().clone(), &base.tensors())?;
+    let outcome =
+        fit(&model, Some(base), tokenizer, pairs::pairs(options.pairs, seed), options, seed, ("PersRM", quiet))?;
+    Ok((model, outcome))
+}
+
+/// Moves what `model` trains by these pairs; without a reference it becomes an autoregressive reward.
+/// `shown` is the name of its progress, and whether to show none.
+///
+/// # Errors
+/// As [`train`].
+pub fn fit(
+    model: &Llama,
+    reference: Option<&Llama>,
+    tokenizer: &Tokenizer,
+    pairs: impl Iterator<Item = pairs::Pair>,
+    options: &DpoOptions,
+    seed: u64,
+    shown: (&'static str, bool),
+) -> Result<DpoOutcome> {
     let mut data = Vec::with_capacity(options.pairs);
-    for pair in pairs::pairs(options.pairs, seed) {
+    for pair in pairs {
         let prompt = encode_prompt(tokenizer, &pair.prompt, pair.preference.as_deref())?;
         let join =
             |answer: &str| Ok::<_, anyhow::Error>(Encoded::new(&prompt, &encode(tokenizer, answer)?, END));
@@ -115,14 +147,14 @@ pub fn train(
     let schedule =
         Schedule { peak: options.rate, warm_up: ((steps as f64 * options.warm_up) as usize).max(1), steps };
     let mut optimizer = AdamW::new(0.0, 1.0);
-    let progress = Progress::new("PersRM", steps, quiet);
+    let progress = Progress::new(shown.0, steps, shown.1);
     let (mut shown_loss, mut shown_accuracy) = (std::f64::consts::LN_2, 0.5);
     let (mut loss_sum, mut accuracy_sum, mut counted) = (0f64, 0f64, 0usize);
     for (step, indices) in batches.iter().enumerate() {
         let chosen: Vec<_> = indices.iter().map(|index| &data[*index]).collect();
-        let (loss, margins, anchor) = dpo_loss(&model, base, &PairBatch::new(&chosen)?, options.beta)?;
+        let (loss, margins, anchor) = preference_loss(model, reference, &PairBatch::new(&chosen)?, options.beta)?;
         let total = (&loss - (anchor * options.anchor)?)?;
-        optimizer.update(model.vars(), &total.backward()?, schedule.rate(step))?;
+        optimizer.update(model.trained(), &total.backward()?, schedule.rate(step))?;
         let loss = f64::from(loss.to_scalar::<f32>()?);
         let margins = margins.to_vec1::<f32>()?;
         let accuracy = margins.iter().filter(|margin| **margin > 0.0).count() as f64 / margins.len() as f64;
@@ -136,7 +168,7 @@ pub fn train(
         progress.step(step, &format!("loss {shown_loss:.3} accuracy {shown_accuracy:.3}"));
     }
     let counted = counted.max(1) as f64;
-    Ok((model, DpoOutcome { loss: loss_sum / counted, accuracy: accuracy_sum / counted }))
+    Ok(DpoOutcome { loss: loss_sum / counted, accuracy: accuracy_sum / counted })
 }
 
 #[cfg(test)]

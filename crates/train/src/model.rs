@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
+use crate::lora::Adapter;
 use crate::ops;
 use crate::world::dice::Dice;
 
@@ -74,6 +75,8 @@ impl ModelConfig {
 pub struct Llama {
     config: ModelConfig,
     vars: BTreeMap<String, Var>,
+    /// Worn on frozen weights.
+    adapter: Option<Adapter>,
 }
 
 impl Llama {
@@ -111,7 +114,23 @@ impl Llama {
             }
             vars.insert(name, Var::from_tensor(&tensor.to_dtype(DType::F32)?.copy()?)?);
         }
-        Ok(Self { config, vars })
+        Ok(Self { config, vars, adapter: None })
+    }
+
+    /// The same weights, frozen, with an adapter on them that is trained in their place.
+    #[must_use]
+    pub fn with_adapter(&self, adapter: Adapter) -> Self {
+        Self { adapter: Some(adapter), ..self.clone() }
+    }
+
+    /// The adapter, where one is worn.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// What training moves: the adapter where there is one, else all weights.
+    pub fn trained(&self) -> &BTreeMap<String, Var> {
+        self.adapter.as_ref().map_or(&self.vars, Adapter::vars)
     }
 
     /// The shape.
@@ -181,6 +200,13 @@ impl Llama {
     fn weight(&self, part: &str, frozen: bool) -> Result<Tensor> {
         let name = format!("{part}.weight");
         let Some(var) = self.vars.get(&name) else { candle_core::bail!("the weights lack {name}") };
-        Ok(if frozen { var.as_detached_tensor() } else { var.as_tensor().clone() })
+        let Some(adapter) = &self.adapter else {
+            return Ok(if frozen { var.as_detached_tensor() } else { var.as_tensor().clone() });
+        };
+        let weight = var.as_detached_tensor();
+        match adapter.delta(&name, frozen)? {
+            Some(delta) => weight + delta,
+            None => Ok(weight),
+        }
     }
 }

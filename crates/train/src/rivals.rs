@@ -1,0 +1,125 @@
+//! What the other methods of the bench need, made from the base of the pair: an expert for each trait and
+//! an autoregressive reward model, as adapters; and further base models for the same PersRM.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::dpo::{self, DpoOptions};
+use crate::lm::{self, LmOptions};
+use crate::lora::Adapter;
+use crate::model::ModelConfig;
+use crate::world::{Trait, pairs};
+use crate::{export, tokenizer};
+
+/// What to make.
+#[derive(Debug, Clone)]
+pub struct RivalOptions {
+    /// The pair's base.
+    pub base: PathBuf,
+    /// The folder of `experts/<trait>/`, `genarm/`, `bases/<name>/` and `train.json`; made if absent.
+    pub out: PathBuf,
+    /// All chance comes from it.
+    pub seed: u64,
+    /// Rank of the adapters.
+    pub rank: usize,
+    /// Each expert's training: DPO against the base.
+    pub expert: DpoOptions,
+    /// The autoregressive reward model's training.
+    pub genarm: DpoOptions,
+    /// The other bases: name, seed, width, width of the MLP, layers.
+    pub bases: Vec<(&'static str, u64, usize, usize, usize)>,
+    /// Their training.
+    pub lm: LmOptions,
+    /// Shows no progress.
+    pub quiet: bool,
+}
+
+impl RivalOptions {
+    /// The recipe of the bench.
+    pub fn new(base: impl Into<PathBuf>, out: impl Into<PathBuf>, seed: u64) -> Self {
+        let adapter =
+            DpoOptions { pairs: 640, batch: 16, rate: 4e-3, warm_up: 0.1, beta: 0.3, anchor: 8.0 };
+        Self {
+            base: base.into(),
+            out: out.into(),
+            seed,
+            rank: 16,
+            expert: adapter.clone(),
+            genarm: DpoOptions { pairs: 4800, beta: 0.1, ..adapter },
+            bases: vec![("small", 11, 96, 264, 3), ("other", 12, 128, 352, 4), ("wide", 13, 160, 440, 3)],
+            lm: LmOptions { texts: 16_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
+            quiet: false,
+        }
+    }
+
+    /// Made in seconds, having learned nothing, for tests.
+    pub fn tiny(base: impl Into<PathBuf>, out: impl Into<PathBuf>, seed: u64) -> Self {
+        let mut options = Self::new(base, out, seed);
+        (options.expert.pairs, options.genarm.pairs, options.lm.texts) = (4, 4, 8);
+        (options.expert.batch, options.genarm.batch, options.lm.batch) = (4, 4, 8);
+        options.bases = vec![("small", 11, 16, 24, 1)];
+        options.rank = 2;
+        options.quiet = true;
+        options
+    }
+}
+
+/// Makes what is not there yet, so that an interrupted run goes on where it was.
+///
+/// # Errors
+/// A base that cannot be read, a folder that cannot be written, a loss that is not finite.
+pub fn make(options: &RivalOptions) -> Result<()> {
+    let (base, words) = export::read_checkpoint(&options.base)?;
+    fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
+    let fresh = |stream| Adapter::fresh(base.config(), options.rank, 2.0 * options.rank as f64, stream);
+    let path = options.out.join("train.json");
+    let mut seconds: BTreeMap<String, serde_json::Value> =
+        fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    for (i, one) in (0u64..).zip(Trait::ALL) {
+        let folder = options.out.join("experts").join(one.name());
+        if folder.is_dir() {
+            continue;
+        }
+        let begun = Instant::now();
+        let model = base.with_adapter(fresh(options.seed + i)?);
+        let pairs = pairs::pairs_for(one, options.expert.pairs, options.seed + i);
+        let shown = (one.name(), options.quiet);
+        dpo::fit(&model, Some(&base), &words, pairs, &options.expert, options.seed, shown)?;
+        write(&model, &folder)?;
+        let experts = seconds.entry("experts".to_owned()).or_insert_with(|| json!({}));
+        experts[one.name()] = json!(begun.elapsed().as_secs_f64());
+        export::write_json(&path, &json!(seconds))?;
+    }
+    let folder = options.out.join("genarm");
+    if !folder.is_dir() {
+        let begun = Instant::now();
+        let model = base.with_adapter(fresh(options.seed + 100)?);
+        let pairs = pairs::pairs(options.genarm.pairs, options.seed);
+        dpo::fit(&model, None, &words, pairs, &options.genarm, options.seed, ("genarm", options.quiet))?;
+        write(&model, &folder)?;
+        let attune = json!({"template": tokenizer::PREFERENCE_TEMPLATE, "reference": "none"});
+        export::write_json(&folder.join("attune.json"), &attune)?;
+        seconds.insert("genarm".to_owned(), json!(begun.elapsed().as_secs_f64()));
+        export::write_json(&path, &json!(seconds))?;
+    }
+    for &(name, seed, hidden_size, intermediate_size, num_hidden_layers) in &options.bases {
+        let folder = options.out.join("bases").join(name);
+        if folder.is_dir() {
+            continue;
+        }
+        let config = ModelConfig { hidden_size, intermediate_size, num_hidden_layers, ..base.config().clone() };
+        let (model, _) = lm::train(config, &words, &options.lm, seed, options.quiet)?;
+        export::write_checkpoint(&folder, &model, &words)?;
+    }
+    Ok(())
+}
+
+fn write(model: &crate::model::Llama, folder: &std::path::Path) -> Result<()> {
+    let adapter = model.adapter().context("the model wears no adapter")?;
+    adapter.write(folder, "models/demo/base")
+}
