@@ -123,3 +123,35 @@ fn write(model: &crate::model::Llama, folder: &std::path::Path) -> Result<()> {
     let adapter = model.adapter().context("the model wears no adapter")?;
     adapter.write(folder, "models/demo/base")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::lora;
+
+    #[test]
+    fn what_is_there_is_kept_and_what_is_not_is_made() {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo/base");
+        let folder = tempfile::tempdir().unwrap();
+        let options = RivalOptions::tiny(&base, folder.path(), 1);
+        make(&options).unwrap();
+        let (model, _) = export::read_checkpoint(&base).unwrap();
+        for one in Trait::ALL {
+            let adapter = Adapter::read(&folder.path().join("experts").join(one.name())).unwrap();
+            assert!(lora::merged(&model, &adapter).is_ok());
+        }
+        assert!(folder.path().join("bases/small/config.json").exists());
+        let seconds = fs::read_to_string(folder.path().join("train.json")).unwrap();
+        let seconds: serde_json::Value = serde_json::from_str(&seconds).unwrap();
+        assert!(seconds["experts"]["formal"].as_f64().unwrap() > 0.0 && seconds["genarm"].is_number());
+
+        let kept = folder.path().join("experts/brief/adapter_model.safetensors");
+        fs::write(&kept, "mine").unwrap();
+        fs::remove_dir_all(folder.path().join("genarm")).unwrap();
+        make(&options).unwrap();
+        assert_eq!(fs::read_to_string(&kept).unwrap(), "mine");
+        assert!(folder.path().join("genarm/attune.json").exists());
+    }
+}
