@@ -37,7 +37,8 @@ fn a_quick_run_writes_its_table_and_its_plot() {
 
 #[test]
 fn unknown_methods_are_refused_with_those_there_are() {
-    let output = Command::new(binary("attune").unwrap()).args(["eval", "--methods", "magic"]).output().unwrap();
+    let output =
+        Command::new(binary("attune").unwrap()).args(["eval", "--methods", "magic"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(message.contains("pad-model") && message.contains("soups"), "{message}");

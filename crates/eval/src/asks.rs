@@ -31,9 +31,8 @@ type Kind = (Vec<Trait>, Split, bool);
 /// Seen and unseen match: eight single traits and four pairs each.
 fn kinds() -> Vec<Kind> {
     let singles = |split, unseen| Trait::ALL.into_iter().map(move |one| (vec![one], split, unseen));
-    let pairs = |all: [[Trait; 2]; 4], unseen| {
-        all.into_iter().map(move |pair| (pair.to_vec(), Split::Train, unseen))
-    };
+    let pairs =
+        |all: [[Trait; 2]; 4], unseen| all.into_iter().map(move |pair| (pair.to_vec(), Split::Train, unseen));
     singles(Split::Train, false)
         .chain(pairs(SEEN_PAIRS, false))
         .chain(singles(Split::HeldOut, true))

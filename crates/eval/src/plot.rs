@@ -111,9 +111,7 @@ mod tests {
         };
         let rows: Vec<Row> = Method::ALL
             .into_iter()
-            .flat_map(|m| {
-                [0.2, 0.6].map(|value| Row::new(m.name(), value, &scores(value), (1.0, 1.0), None))
-            })
+            .flat_map(|m| [0.2, 0.6].map(|value| Row::new(m.name(), value, &scores(value), (1.0, 1.0), None)))
             .collect();
         let drawn = svg(&rows).unwrap();
         for method in Method::ALL {

@@ -90,7 +90,8 @@ pub async fn run(
 ) -> Result<Vec<Row>> {
     let (methods, _) = settings.methods();
     let workers: BTreeSet<Worker> = methods.iter().flat_map(|method| method.workers()).collect();
-    let running = Running::start(&settings.binaries, &settings.models.base(), &settings.models, workers).await?;
+    let running =
+        Running::start(&settings.binaries, &settings.models.base(), &settings.models, workers).await?;
     let judge = Judge::open(&settings.models.base())?;
     let mut rows = Vec::new();
     for (method, strength) in settings.cells() {

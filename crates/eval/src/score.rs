@@ -129,7 +129,8 @@ impl Scores {
             }
             Figure::share(hits, all)
         };
-        let has_all = |ask: &Ask, judged: &Judged| judged.traits.has_all(ask.traits.iter().copied().collect());
+        let has_all =
+            |ask: &Ask, judged: &Judged| judged.traits.has_all(ask.traits.iter().copied().collect());
         Self {
             satisfaction: share(&|_| true, &has_all),
             seen: share(&|ask| !ask.unseen, &has_all),

@@ -114,8 +114,15 @@ pub fn train(
     quiet: bool,
 ) -> Result<(Llama, DpoOutcome)> {
     let model = Llama::from_tensors(base.config().clone(), &base.tensors())?;
-    let outcome =
-        fit(&model, Some(base), tokenizer, pairs::pairs(options.pairs, seed), options, seed, ("PersRM", quiet))?;
+    let outcome = fit(
+        &model,
+        Some(base),
+        tokenizer,
+        pairs::pairs(options.pairs, seed),
+        options,
+        seed,
+        ("PersRM", quiet),
+    )?;
     Ok((model, outcome))
 }
 
@@ -152,7 +159,8 @@ pub fn fit(
     let (mut loss_sum, mut accuracy_sum, mut counted) = (0f64, 0f64, 0usize);
     for (step, indices) in batches.iter().enumerate() {
         let chosen: Vec<_> = indices.iter().map(|index| &data[*index]).collect();
-        let (loss, margins, anchor) = preference_loss(model, reference, &PairBatch::new(&chosen)?, options.beta)?;
+        let (loss, margins, anchor) =
+            preference_loss(model, reference, &PairBatch::new(&chosen)?, options.beta)?;
         let total = (&loss - (anchor * options.anchor)?)?;
         optimizer.update(model.trained(), &total.backward()?, schedule.rate(step))?;
         let loss = f64::from(loss.to_scalar::<f32>()?);

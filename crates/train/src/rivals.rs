@@ -42,8 +42,7 @@ pub struct RivalOptions {
 impl RivalOptions {
     /// The recipe of the bench.
     pub fn new(base: impl Into<PathBuf>, out: impl Into<PathBuf>, seed: u64) -> Self {
-        let adapter =
-            DpoOptions { pairs: 640, batch: 16, rate: 4e-3, warm_up: 0.1, beta: 0.3, anchor: 8.0 };
+        let adapter = DpoOptions { pairs: 640, batch: 16, rate: 4e-3, warm_up: 0.1, beta: 0.3, anchor: 8.0 };
         Self {
             base: base.into(),
             out: out.into(),
@@ -112,7 +111,8 @@ pub fn make(options: &RivalOptions) -> Result<()> {
         if folder.is_dir() {
             continue;
         }
-        let config = ModelConfig { hidden_size, intermediate_size, num_hidden_layers, ..base.config().clone() };
+        let config =
+            ModelConfig { hidden_size, intermediate_size, num_hidden_layers, ..base.config().clone() };
         let (model, _) = lm::train(config, &words, &options.lm, seed, options.quiet)?;
         export::write_checkpoint(&folder, &model, &words)?;
     }
