@@ -45,8 +45,8 @@ pub(crate) struct EvalArgs {
     /// These strengths in place of each method's own.
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', allow_negative_numbers = true)]
     strengths: Vec<f32>,
-    /// Held-out questions, each with a preference, for every method and strength.
-    #[arg(long, value_name = "N", default_value_t = 1008, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Held-out questions, each with a preference, for every method and strength; 24 kinds in turn.
+    #[arg(long, value_name = "N", default_value_t = 504, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     prompts: u32,
     /// A few prompts, one strength a method, and no other base models.
     #[arg(long)]

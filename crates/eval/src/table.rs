@@ -98,10 +98,15 @@ pub struct Verdict {
     pub holds: bool,
 }
 
-/// The row of PAD by its own reference that is judged: of those well formed in at least 95 % of cases the
-/// one with the highest satisfaction; where there is none, the best formed.
+/// Whether a row is PAD's, with the preference in the PersRM's prompt.
+fn is_pad(row: &Row) -> bool {
+    [Method::PadModel, Method::PadGenerator].iter().any(|method| method.name() == row.method)
+}
+
+/// The row of PAD that is judged: of those well formed in at least 95 % of cases the one with the highest
+/// satisfaction; where there is none, the best formed.
 pub fn judged(rows: &[Row]) -> Option<&Row> {
-    let pad = || rows.iter().filter(|row| row.method == Method::PadModel.name());
+    let pad = || rows.iter().filter(|row| is_pad(row));
     let fluent = pad().filter(|row| row.well_formed >= 0.95);
     let best = fluent.max_by(|a, b| a.satisfaction.total_cmp(&b.satisfaction));
     best.or_else(|| pad().max_by(|a, b| a.well_formed.total_cmp(&b.well_formed)))
@@ -114,6 +119,8 @@ pub fn verdicts(rows: &[Row]) -> Vec<Verdict> {
         return Vec::new();
     };
     let mut verdicts = Vec::new();
+    let judged = format!("PAD is judged as {} at strength {}", pad.method, pad.strength);
+    verdicts.push(Verdict { line: judged, holds: true });
     let mut say = |line: String, holds: bool| verdicts.push(Verdict { line, holds });
     for (name, share) in &pad.dimensions {
         let gain = 100.0 * (share - plain.dimensions.get(name).copied().unwrap_or(0.0));
@@ -131,7 +138,7 @@ pub fn verdicts(rows: &[Row]) -> Vec<Verdict> {
         // At no strength may the rival be as good in one and better in the other.
         let dominated = of_it.iter().all(|row| {
             rows.iter().any(|p| {
-                p.method == pad.method
+                is_pad(p)
                     && p.satisfaction > row.satisfaction
                     && p.well_formed >= row.well_formed
             })
@@ -144,6 +151,18 @@ pub fn verdicts(rows: &[Row]) -> Vec<Verdict> {
             100.0 * best.well_formed
         );
         say(line, dominated);
+        // The other strengths of experts are ours.
+        let merged = of_it.iter().find(|row| rival == Method::Experts.name() && row.strength == 1.0);
+        if let Some(merged) = merged {
+            let better =
+                pad.satisfaction > merged.satisfaction && pad.well_formed >= merged.well_formed;
+            let line = format!(
+                "above {rival} merged as published (weights that sum to 1): {:.1} % well formed {:.1} %",
+                100.0 * merged.satisfaction,
+                100.0 * merged.well_formed
+            );
+            say(line, better);
+        }
     }
     let (seen, unseen) = (pad.seen - plain.seen, pad.unseen - plain.unseen);
     let share = if seen > 0.0 { 100.0 * unseen / seen } else { 0.0 };
