@@ -137,11 +137,8 @@ pub fn verdicts(rows: &[Row]) -> Vec<Verdict> {
         };
         // At no strength may the rival be as good in one and better in the other.
         let dominated = of_it.iter().all(|row| {
-            rows.iter().any(|p| {
-                is_pad(p)
-                    && p.satisfaction > row.satisfaction
-                    && p.well_formed >= row.well_formed
-            })
+            rows.iter()
+                .any(|p| is_pad(p) && p.satisfaction > row.satisfaction && p.well_formed >= row.well_formed)
         });
         let line = format!(
             "above {rival} at every strength: {:.1} % well formed {:.1} %, its highest {:.1} % well formed {:.1} %",
@@ -154,8 +151,7 @@ pub fn verdicts(rows: &[Row]) -> Vec<Verdict> {
         // The other strengths of experts are ours.
         let merged = of_it.iter().find(|row| rival == Method::Experts.name() && row.strength == 1.0);
         if let Some(merged) = merged {
-            let better =
-                pad.satisfaction > merged.satisfaction && pad.well_formed >= merged.well_formed;
+            let better = pad.satisfaction > merged.satisfaction && pad.well_formed >= merged.well_formed;
             let line = format!(
                 "above {rival} merged as published (weights that sum to 1): {:.1} % well formed {:.1} %",
                 100.0 * merged.satisfaction,
