@@ -231,9 +231,9 @@ impl Decoding {
             self.remove(id);
         }
         let late = self.sequences.iter().filter(|(_, s)| s.deadline.is_some_and(|d| d <= now));
-        for (id, lost) in late.map(|(id, s)| (*id, s.is_lost())).collect::<Vec<_>>() {
+        for (id, stranded) in late.map(|(id, s)| (*id, s.is_stranded())).collect::<Vec<_>>() {
             let status = match self.sequences.get(&id) {
-                Some(s) if lost => s.interrupted("no reward worker could go on before the deadline"),
+                Some(s) if stranded => s.interrupted("no reward worker could go on before the deadline"),
                 _ => Status::deadline_exceeded("the deadline passed before the text was finished"),
             };
             self.fail(id, status);

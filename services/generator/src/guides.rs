@@ -213,6 +213,7 @@ pub(crate) fn open(
             Err(NoWorker::Unreachable(message) | NoWorker::Later(message)) => {
                 let wait = pause(RETRY.1, RETRY.1, 1, &mut pool.dice);
                 let guide = &mut sequence.guides[index];
+                guide.stranded = true;
                 let until = *guide.lost_since.get_or_insert(now) + patience.lost;
                 if now >= until {
                     return give_up(sequence, &format!("no reward worker can go on: {message}"));

@@ -92,6 +92,8 @@ pub(crate) struct Guide {
     pub(crate) faults: u32,
     /// Since when it is without a session.
     pub(crate) lost_since: Option<Instant>,
+    /// No worker was there to take it when last one was looked for: not the same as one that is busy.
+    pub(crate) stranded: bool,
     /// When to try again to open one.
     pub(crate) retry_at: Option<Instant>,
 }
@@ -205,6 +207,7 @@ impl Sequence {
         let guide = &mut self.guides[index];
         guide.awaiting = self.pending.as_ref().map(|_| now);
         guide.warm = false;
+        guide.stranded = false;
         guide.session = Some(session);
     }
 
@@ -379,9 +382,9 @@ impl Sequence {
         }
     }
 
-    /// Whether it waits for a worker to take a session.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.guides.iter().any(|g| g.lost_since.is_some())
+    /// Whether it waits for a worker to be there at all.
+    pub(crate) fn is_stranded(&self) -> bool {
+        self.guides.iter().any(|g| g.stranded)
     }
 
     /// UNAVAILABLE, with what the client needs beside the tokens it has to go on from there.
@@ -467,6 +470,7 @@ impl Guide {
             losses: 0,
             faults: 0,
             lost_since: None,
+            stranded: false,
             retry_at: None,
         }
     }
