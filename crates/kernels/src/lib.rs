@@ -6,6 +6,8 @@
 
 mod attention;
 mod bandwidth;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod disjoint;
 mod embedding;
 mod error;

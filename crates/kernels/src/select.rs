@@ -75,7 +75,7 @@ pub fn select(
 
 /// What happens to one id.
 #[derive(Debug, Clone, Copy)]
-enum Edit {
+pub(crate) enum Edit {
     // In the order in which they apply.
     Penalty,
     Bias(f32),
@@ -125,7 +125,7 @@ fn select_as(isa: Isa, logits: &[f32], k: usize, edits: &Edits<'_>) -> Result<Ca
 }
 
 /// Every edit, ascending by id and, for one id, in order of application.
-fn by_id(edits: &Edits<'_>) -> Vec<(u32, Edit)> {
+pub(crate) fn by_id(edits: &Edits<'_>) -> Vec<(u32, Edit)> {
     let seen = if edits.penalty == 1.0 { &[] } else { edits.seen };
     let mut list: Vec<(u32, Edit)> = seen.iter().map(|&id| (id, Edit::Penalty)).collect();
     list.extend(edits.bias.iter().map(|&(id, bias)| (id, Edit::Bias(bias))));

@@ -1,0 +1,215 @@
+// Stands for CUDA's built-ins, so that a C++ compiler makes of a kernel's source a program that runs on a
+// CPU: one thread after the other, each on a stack of its own, until it waits at a barrier or for its
+// warp. The order of the threads is drawn anew after every wait, so that what only works in one order
+// shows. Threads that wait at different places, or for one that has ended, are an error.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <functional>
+#include <vector>
+
+#define ATTUNE_ON_CPU
+#define __global__
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(threads)
+
+struct Dim {
+    unsigned x, y, z;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+static Dim threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulator {
+
+enum class Wait { Nothing, Block, Warp, Ended };
+
+struct Thread {
+    ucontext_t context;
+    Wait wait;
+    // The line where it waits: all who wait together must agree.
+    int place;
+    // What it brings to the others, and what it is given back.
+    uint64_t brings;
+    uint64_t given[32];
+    unsigned any, count;
+};
+
+constexpr size_t STACK = 256 * 1024;
+static ucontext_t scheduler;
+static std::vector<Thread> threads;
+static char* stacks;
+static unsigned current;
+static const std::function<void()>* body;
+static uint64_t dice = 1;
+
+[[noreturn]] inline void fail(const char* problem) {
+    fprintf(stderr, "block (%u, %u, %u): %s\n", blockIdx.x, blockIdx.y, blockIdx.z, problem);
+    exit(3);
+}
+
+inline void entry() {
+    (*body)();
+    threads[current].wait = Wait::Ended;
+    swapcontext(&threads[current].context, &scheduler);
+}
+
+inline Thread& wait(Wait what, int place, uint64_t brings) {
+    Thread& self = threads[current];
+    self.wait = what;
+    self.place = place;
+    self.brings = brings;
+    swapcontext(&self.context, &scheduler);
+    return threads[current];
+}
+
+// Lets the threads `from..to` go on if all of them wait for the same.
+inline bool release(unsigned from, unsigned to, Wait what) {
+    int place = 0;
+    unsigned any = 0, count = 0;
+    for (unsigned i = from; i < to; i++) {
+        Thread& t = threads[i];
+        if (t.wait == Wait::Ended) continue;
+        if (t.wait != what) return false;
+        if (place && t.place != place) fail("threads wait at different barriers");
+        place = t.place;
+        any |= t.brings != 0;
+        count += t.brings != 0;
+    }
+    if (!place) return false;
+    for (unsigned i = from; i < to; i++) {
+        Thread& t = threads[i];
+        if (what == Wait::Warp) {
+            for (unsigned lane = from; lane < to; lane++) {
+                if (threads[lane].wait == Wait::Ended) fail("a warp waits for a thread that has ended");
+                t.given[lane - from] = threads[lane].brings;
+            }
+        }
+        t.any = any;
+        t.count = count;
+    }
+    for (unsigned i = from; i < to; i++) {
+        if (threads[i].wait == what) threads[i].wait = Wait::Nothing;
+    }
+    return true;
+}
+
+inline void run_block(unsigned n) {
+    std::vector<unsigned> order(n);
+    for (unsigned i = 0; i < n; i++) {
+        order[i] = i;
+        Thread& t = threads[i];
+        getcontext(&t.context);
+        t.context.uc_stack.ss_sp = stacks + i * STACK;
+        t.context.uc_stack.ss_size = STACK;
+        t.context.uc_link = nullptr;
+        makecontext(&t.context, entry, 0);
+        t.wait = Wait::Nothing;
+    }
+    for (;;) {
+        // Warps stay whole more or less: rotate, and turn round now and then.
+        dice = dice * 6364136223846793005u + 1442695040888963407u;
+        unsigned shift = (unsigned)(dice >> 33) % n;
+        bool back = dice >> 63;
+        bool ran = false;
+        for (unsigned i = 0; i < n; i++) {
+            current = (shift + (back ? n - i : i)) % n;
+            if (threads[current].wait != Wait::Nothing) continue;
+            ran = true;
+            threadIdx = {current, 0, 0};
+            swapcontext(&scheduler, &threads[current].context);
+        }
+        bool released = release(0, n, Wait::Block);
+        for (unsigned warp = 0; warp < n; warp += 32) {
+            released |= release(warp, warp + 32 < n ? warp + 32 : n, Wait::Warp);
+        }
+        if (released || ran) continue;
+        for (Thread& t : threads) {
+            if (t.wait != Wait::Ended) fail("threads wait for others that never come");
+        }
+        return;
+    }
+}
+
+inline void launch(Dim grid, unsigned block, const std::function<void()>& kernel) {
+    threads.assign(block, Thread());
+    body = &kernel;
+    stacks = (char*)mmap(nullptr, block * STACK, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) fail("no memory for stacks");
+    gridDim = grid;
+    blockDim = {block, 1, 1};
+    for (unsigned z = 0; z < grid.z; z++)
+        for (unsigned y = 0; y < grid.y; y++)
+            for (unsigned x = 0; x < grid.x; x++) {
+                blockIdx = {x, y, z};
+                run_block(block);
+            }
+    munmap(stacks, block * STACK);
+}
+
+template <class A, class B> inline B bits(A a) {
+    static_assert(sizeof(A) >= sizeof(B) || sizeof(A) <= sizeof(B), "");
+    B b{};
+    memcpy(&b, &a, sizeof(A) < sizeof(B) ? sizeof(A) : sizeof(B));
+    return b;
+}
+
+inline unsigned block_any(int line, int x) { return wait(Wait::Block, line, x != 0).any; }
+inline unsigned block_count(int line, int x) { return wait(Wait::Block, line, x != 0).count; }
+inline void block(int line) { wait(Wait::Block, line, 0); }
+template <class T> T shuffle(int line, unsigned mask, T x, int step) {
+    if (mask != 0xffffffffu) fail("the emulator knows whole warps alone");
+    Thread& self = wait(Wait::Warp, line, bits<T, uint64_t>(x));
+    return bits<uint64_t, T>(self.given[threadIdx.x % 32 ^ step]);
+}
+
+}  // namespace emulator
+
+#define __syncthreads() emulator::block(__LINE__)
+#define __syncthreads_or(x) ((int)emulator::block_any(__LINE__, x))
+#define __syncthreads_count(x) ((int)emulator::block_count(__LINE__, x))
+#define __shfl_xor_sync(mask, x, step) emulator::shuffle(__LINE__, mask, x, step)
+#define __threadfence()
+
+inline unsigned atomicAdd(unsigned* at, unsigned x) {
+    unsigned before = *at;
+    *at += x;
+    return before;
+}
+inline float __int_as_float(int x) { return emulator::bits<int, float>(x); }
+inline float __uint_as_float(unsigned x) { return emulator::bits<unsigned, float>(x); }
+inline unsigned __float_as_uint(float x) { return emulator::bits<float, unsigned>(x); }
+inline double __longlong_as_double(long long x) { return emulator::bits<long long, double>(x); }
+inline long long __double_as_longlong(double x) { return emulator::bits<double, long long>(x); }
+inline float __expf(float x) { return expf(x); }
+
+// By the definition of the format; ties to even.
+inline float half_to_float(unsigned short bits) {
+    int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                 : exponent     ? ldexpf(1024 + fraction, exponent - 25)
+                                : ldexpf(fraction, -24);
+    return bits >> 15 ? -size : size;
+}
+inline unsigned short float_to_half(float x) {
+    unsigned short sign = signbit(x) ? 0x8000 : 0;
+    if (isnan(x)) return sign | 0x7e00;
+    float size = fabsf(x);
+    if (size >= 65520.0f) return sign | 0x7c00;
+    int exponent;
+    frexpf(size, &exponent);
+    // The weight of the last bit, and no less than a subnormal's.
+    int last = (exponent - 11 > -24 ? exponent - 11 : -24);
+    unsigned steps = (unsigned)rintf(ldexpf(size, -last));
+    if (last == -24) return sign | (unsigned short)steps;
+    return sign | (unsigned short)(((last + 24) << 10) + steps);
+}
