@@ -3,6 +3,9 @@
 set -euo pipefail
 left_out=()
 command -v buf >/dev/null || left_out+=("buf lint and buf breaking of the protos: buf is not installed")
+[ -e "${ATTUNE_NVRTC:-target/tools/nvrtc}/libnvrtc.so.13" ] ||
+    left_out+=("the CUDA sources through NVRTC: it is not installed (scripts/nvrtc.sh)")
+command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources on a CPU: no C++ compiler")
 for line in "${left_out[@]+"${left_out[@]}"}"; do
     echo "left out: $line"
 done

@@ -1,0 +1,61 @@
+//! Bugs put into the sources on purpose: every one must be caught.
+
+use attune_kernels::cuda::{Element, HeadSize, Program};
+
+use crate::emulator::Emulator;
+use crate::{attention, fuse_sample, left_out, score, select};
+
+type Check = fn(&Emulator) -> Result<(), String>;
+
+const SELECT: (Program, Check) = (Program::Select(Element::F32), select::check);
+const SCORE: (Program, Check) = (Program::Score(Element::F32), score::check);
+const FUSE: (Program, Check) = (Program::FuseSample, fuse_sample::check);
+const ATTENTION: (Program, Check) =
+    (Program::PagedAttention(Element::F32, HeadSize::Upto64), attention::check);
+
+const BUGS: &[((Program, Check), &str, &str)] = &[
+    // Barriers that are not there.
+    (SELECT, "            __syncthreads();\n            for (u32 i", "            for (u32 i"),
+    (SELECT, "== parts - 1;\n    __syncthreads();", "== parts - 1;"),
+    (SCORE, "- max);\n    __syncthreads();", "- max);"),
+    (SCORE, "= value;\n    }\n    __syncthreads();", "= value;\n    }"),
+    (
+        FUSE,
+        "if (me < n) work.order[rank] = me;\n    __syncthreads();\n    u32 best",
+        "if (me < n) work.order[rank] = me;\n    u32 best",
+    ),
+    (ATTENTION, "        __syncthreads();\n        for (u32 task", "        for (u32 task"),
+    // A barrier that only some threads reach.
+    (
+        SELECT,
+        "    __syncthreads();\n    if (threadIdx.x < KEPT) pool.keys[threadIdx.x] = 0;\n    __syncthreads();\n}",
+        "    if (threadIdx.x < KEPT) { pool.keys[threadIdx.x] = 0; __syncthreads(); }\n}",
+    ),
+    // Ties to the higher id in a chunk's order of keys.
+    (
+        SELECT,
+        "return (u64)bits << 32 | (0xffffffffu - id);",
+        "return (u64)bits << 32 | (0xffffffffu - (id ^ 1));",
+    ),
+    // A sum that forgets a lane, a span that ends early, a write behind the end.
+    (SCORE, "return warp_sum(sum);", "return sum + __shfl_xor_sync(ALL_LANES, sum, 1);"),
+    (
+        ATTENTION,
+        "for (int step = TEAM / 2; step; step /= 2) score",
+        "for (int step = TEAM / 4; step; step /= 2) score",
+    ),
+    (ATTENTION, "to = from + span < seen", "to = from + span <= seen"),
+    (FUSE, "if (reached >= target)", "if (reached > target * 1.01)"),
+    (SCORE, "if (threadIdx.x < n) {\n        double", "if (threadIdx.x <= n) {\n        double"),
+];
+
+#[test]
+fn planted_bugs_are_caught() {
+    for ((program, check), from, to) in BUGS {
+        let defines = if matches!(program, Program::FuseSample) { &[][..] } else { &["ONLY 4", "HEAD 64"] };
+        let Some(emulator) = Emulator::changed(*program, defines, from, to) else {
+            return left_out("CUDA sources on a CPU: no c++");
+        };
+        assert!(check(&emulator).is_err(), "{} with {to:?} for {from:?} passes", program.name());
+    }
+}
