@@ -104,6 +104,14 @@ impl Program {
         }
     }
 
+    /// What it reads; `None`: single precision alone.
+    pub fn element(self) -> Option<Element> {
+        match self {
+            Self::Select(element) | Self::Score(element) | Self::PagedAttention(element, _) => Some(element),
+            Self::FuseSample => None,
+        }
+    }
+
     /// The whole source, without includes.
     pub fn source(self) -> String {
         let own = match self {

@@ -40,11 +40,6 @@ impl Arg {
         Self::Buffer(numbers.iter().flat_map(|x| x.to_le_bytes()).collect())
     }
 
-    /// Null for nothing.
-    pub(crate) fn optional(numbers: &[u32]) -> Self {
-        if numbers.is_empty() { Self::Null } else { Self::u32s(numbers) }
-    }
-
     /// Room that no kernel may take for zeros.
     pub(crate) fn room(bytes: usize) -> Self {
         Self::Buffer(vec![0xEE; bytes])

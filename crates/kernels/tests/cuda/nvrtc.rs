@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, thread};
 
-use attune_kernels::cuda::{Cache, CudaError, Nvrtc, Program};
+use attune_kernels::cuda::{Cache, CudaError, Element, Nvrtc, Program};
 
 use crate::left_out;
 
@@ -23,6 +23,10 @@ fn every_source_compiles_for_every_architecture() {
     let tasks: Vec<(Program, &str)> = Program::all()
         .into_iter()
         .flat_map(|program| ["sm_80", "sm_90", "sm_100"].map(|arch| (program, arch)))
+        // Number formats differ in how a number is read alone: one architecture is enough for all.
+        .filter(|(program, arch)| {
+            *arch == "sm_90" || !matches!(program.element(), Some(Element::F32 | Element::F16))
+        })
         .collect();
     let compile = |&(program, arch): &(Program, &str)| {
         let cubin = cache.get(program, arch, || Ok(nvrtc)).unwrap();

@@ -44,9 +44,13 @@ const BUGS: &[((Program, Check), &str, &str)] = &[
         "for (int step = TEAM / 2; step; step /= 2) score",
         "for (int step = TEAM / 4; step; step /= 2) score",
     ),
-    (ATTENTION, "to = from + span < seen", "to = from + span <= seen"),
+    (ATTENTION, "to = from + span < seen ? from + span", "to = from + span < seen ? from + span - 1"),
     (FUSE, "if (reached >= target)", "if (reached > target * 1.01)"),
-    (SCORE, "if (threadIdx.x < n) {\n        double", "if (threadIdx.x <= n) {\n        double"),
+    (
+        SCORE,
+        "if (threadIdx.x == 0) status[row] = ROW_BAD_REWARD;",
+        "if (threadIdx.x == 0) status[row + 1] = ROW_BAD_REWARD;",
+    ),
 ];
 
 #[test]
