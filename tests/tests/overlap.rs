@@ -60,10 +60,15 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Meeting {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_worker_computes_a_step_while_the_generator_does() {
-    let meeting = Meeting::default();
-    tracing_subscriber::registry().with(meeting.clone()).init();
     let pair = Pair::random(&Shape::tiny(Family::Llama), (1, 2)).await.unwrap();
     let mut client = pair.client().await.unwrap();
+    // A generator serves before its first worker is connected, and prefills meanwhile.
+    let mut first = by_ids(&[7], 1);
+    first.guidances = vec![guided(0.8)];
+    Generated::of(&mut client, first).await.unwrap();
+
+    let meeting = Meeting::default();
+    tracing_subscriber::registry().with(meeting.clone()).init();
     let mut request = by_ids(&[5, 17, 91, 33], 12);
     request.guidances = vec![guided(0.8)];
     Generated::of(&mut client, request).await.unwrap();
