@@ -14,7 +14,7 @@ use attune_proto::generator::v1::{
     Token, Usage,
     generator_service_server::{GeneratorService, GeneratorServiceServer},
 };
-use attune_service::{listener, sections::ServerConfig, server::Server, status};
+use attune_service::{auth::Door, listener, sections::ServerConfig, server::Server, status};
 use futures::{Stream, stream};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -89,7 +89,7 @@ fn start() -> Running {
     let config = ServerConfig::default();
     let bound = runtime.block_on(listener::bind(config.listen)).unwrap();
     let url = format!("http://{}", bound.address());
-    let server = Server::new(&config).add_service(GeneratorServiceServer::new(Kettle { seen: seen.clone() }));
+    let server = Server::new(&config, Door::open()).add_service(GeneratorServiceServer::new(Kettle { seen: seen.clone() }));
     runtime.spawn(server.serve(bound, CancellationToken::new()));
     Running { runtime, url, seen }
 }

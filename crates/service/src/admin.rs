@@ -64,7 +64,7 @@ impl Admin {
                 }),
             );
         let limits = LimitsConfig { connections: CONNECTIONS, ..LimitsConfig::default() };
-        let terms = Terms { drain: DRAIN, limits, last_call: CancellationToken::new() };
+        let terms = Terms { drain: DRAIN, limits, last_call: CancellationToken::new(), http1: true };
         serve_routes(Routes::from(router).add_service(grpc), bound, None, shutdown, terms).await
     }
 }

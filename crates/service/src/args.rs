@@ -13,6 +13,15 @@ pub struct ServiceArgs {
     /// The address to serve gRPC on; port 0 takes a free one, which is printed.
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
+    /// The service's certificate chain, PEM; with --tls-key, the service speaks TLS.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Listen beyond loopback without TLS: everybody on the way can read and change what is said.
+    #[arg(long)]
+    pub insecure: bool,
     /// The address to serve /live, /ready, /metrics and gRPC health on, in plain text.
     #[arg(long, value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
@@ -38,6 +47,10 @@ impl ServiceArgs {
             all.push((key.trim().to_owned(), value.to_owned()));
         }
         all.extend(self.listen.map(|a| ("server.listen".to_owned(), a.to_string())));
+        let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+        all.extend(self.tls_cert.as_ref().map(|file| ("server.tls.cert".to_owned(), path(file))));
+        all.extend(self.tls_key.as_ref().map(|file| ("server.tls.key".to_owned(), path(file))));
+        all.extend(self.insecure.then(|| ("server.insecure".to_owned(), true.to_string())));
         all.extend(self.admin_listen.map(|a| ("server.admin_listen".to_owned(), a.to_string())));
         all.extend(self.log.clone().map(|f| ("log.filter".to_owned(), f)));
         Ok(all)

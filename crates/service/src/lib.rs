@@ -1,11 +1,14 @@
-//! What both services share: configuration, telemetry, health, shutdown.
+//! What both services share: configuration, telemetry, health, TLS, callers, shutdown.
 //!
 //! A service reads its settings with [`config::Merged`] (its engine's are [`engine::EngineConfig`]), its
 //! `main` is [`service::run`], and what it has loaded it hands to a [`service::Service`], which serves,
 //! drains and ends.
+#![forbid(unsafe_code)]
 
 pub mod admin;
 pub mod args;
+pub mod auth;
+pub mod caller;
 pub mod clocks;
 pub mod config;
 pub mod engine;
@@ -16,11 +19,15 @@ pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod profiles;
+mod reload;
+pub mod secret;
 pub mod sections;
 pub mod server;
 pub mod service;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;
+pub mod tls;
 
 pub use imminent::imminent;
+pub use reload::FileError;

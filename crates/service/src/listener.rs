@@ -1,11 +1,11 @@
-//! A bound socket and its connections, which a server can cut off.
+//! A bound socket and its connections, plain or by TLS, which a server can cut off.
 
 use std::{
     io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -14,16 +14,36 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
     time::Sleep,
 };
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::{
+    reload::FileError,
+    sections::ServerConfig,
+    tls::{self, ServerTls},
+};
 
 /// A socket that is bound but not served yet: clients that connect wait.
 #[derive(Debug)]
 pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<ServerTls>,
+}
+
+/// A service's port that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The address is taken, not ours, or not permitted.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A certificate or a key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] FileError),
 }
 
 /// A socket that could not be bound.
@@ -34,7 +54,17 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// Binds an address; port 0 takes a free one.
+/// Binds a service's port, with TLS where the configuration asks for it. Must be called within a tokio
+/// runtime.
+///
+/// # Errors
+/// [`OpenError`].
+pub async fn open(config: &ServerConfig) -> Result<Bound, OpenError> {
+    let tls = config.tls.load(config.reload())?;
+    Ok(Bound { tls, ..bind(config.listen).await? })
+}
+
+/// Binds an address, for plain text; port 0 takes a free one.
 ///
 /// # Errors
 /// [`BindError`]: in use, not ours, or not permitted.
@@ -42,7 +72,7 @@ pub async fn bind(address: SocketAddr) -> Result<Bound, BindError> {
     let fail = |source| BindError { address, source };
     let listener = TcpListener::bind(address).await.map_err(fail)?;
     let bound = listener.local_addr().map_err(fail)?;
-    Ok(Bound { listener, address: bound })
+    Ok(Bound { listener, address: bound, tls: None })
 }
 
 impl Bound {
@@ -51,31 +81,94 @@ impl Bound {
         self.address
     }
 
-    /// The connections, at most so many at once; all of them end when `abort` is cancelled.
+    /// The connections, at most so many at once; all of them end when `abort` is cancelled. `silence` is
+    /// how long a client may take to be met by TLS, and to say what every client says first.
     pub(crate) fn connections(
         self,
         most: usize,
+        silence: Duration,
         abort: CancellationToken,
     ) -> impl Stream<Item = io::Result<Connection>> {
         let places = Arc::new(Semaphore::new(most));
-        stream::unfold((self.listener, places, abort), async |(listener, places, abort)| {
-            // It fails only for a semaphore that is closed, which this one never is.
-            let place = Arc::clone(&places).acquire_owned().await.ok()?;
-            let accepted = listener.accept().await.and_then(|(stream, _)| {
-                // One small message each way per decoding step: waiting to fill a packet would cost 40 ms.
-                stream.set_nodelay(true)?;
-                let abort = Box::pin(abort.clone().cancelled_owned());
-                let silent = Some((PREFACE, Box::pin(tokio::time::sleep(PREFACE_TIMEOUT))));
-                Ok(Connection { stream, abort, silent, _place: place })
-            });
-            Some((accepted, (listener, places, abort)))
+        let door = Door { listener: self.listener, tls: self.tls, places, silence, abort };
+        stream::unfold((door, JoinSet::new()), async |(door, mut handshakes)| {
+            let next = loop {
+                tokio::select! {
+                    arrived = door.arrived() => match arrived {
+                        Ok(arrived) => drop(handshakes.spawn(door.meet(arrived))),
+                        Err(error) => break Err(error),
+                    },
+                    Some(met) = handshakes.join_next() => match met {
+                        Ok(Ok(connection)) => break Ok(connection),
+                        // One client's failure, and nobody else's.
+                        Ok(Err(error)) => tracing::debug!(%error, "a client was turned away"),
+                        Err(_) => {}
+                    },
+                }
+            };
+            Some((next, (door, handshakes)))
         })
     }
 }
 
+/// Where connections come in.
+struct Door {
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    places: Arc<Semaphore>,
+    silence: Duration,
+    abort: CancellationToken,
+}
+
+impl Door {
+    /// The next connection, with its place.
+    async fn arrived(&self) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, _) = self.listener.accept().await?;
+        Ok((stream, place))
+    }
+
+    /// Makes a connection of it, on a task of its own: handshakes of many go on side by side, and a slow
+    /// one holds up nobody.
+    fn meet(
+        &self,
+        (stream, place): (TcpStream, OwnedSemaphorePermit),
+    ) -> impl Future<Output = io::Result<Connection>> + use<> {
+        let (silence, abort) = (self.silence, self.abort.clone());
+        let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow()));
+        async move {
+            // One small message each way per decoding step: waiting to fill a packet would cost 40 ms.
+            stream.set_nodelay(true)?;
+            let socket = match tls {
+                None => Socket::Plain(stream),
+                Some(config) => Socket::Tls(Box::new(tls::accept(stream, config, silence).await?)),
+            };
+            let silent = Some((PREFACE, Box::pin(tokio::time::sleep(silence))));
+            let abort = Box::pin(abort.cancelled_owned());
+            Ok(Connection { socket, abort, silent, _place: place })
+        }
+    }
+}
+
+/// What carries a connection's bytes.
+enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Does the same on either socket.
+macro_rules! on_either {
+    ($socket:expr, $stream:ident => $does:expr) => {
+        match $socket {
+            Socket::Plain($stream) => $does,
+            Socket::Tls($stream) => $does,
+        }
+    };
+}
+
 /// A connection that fails once its server has given up waiting for it.
 pub(crate) struct Connection {
-    stream: TcpStream,
+    socket: Socket,
     abort: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Bytes still missing of what every client sends at once, and until when.
     silent: Option<(usize, Pin<Box<Sleep>>)>,
@@ -84,8 +177,6 @@ pub(crate) struct Connection {
 
 /// HTTP/2's preface; the shortest request of HTTP/1 is no longer.
 const PREFACE: usize = 16;
-/// A client that has not said so much by then only holds a place.
-const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Connection {
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -105,7 +196,10 @@ impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+        match &self.socket {
+            Socket::Plain(stream) => stream.connect_info(),
+            Socket::Tls(stream) => stream.get_ref().0.connect_info(),
+        }
     }
 }
 
@@ -118,7 +212,7 @@ impl AsyncRead for Connection {
         // Data first: the token is asked only when the connection would wait, which keeps its lock out
         // of the path of a busy stream.
         let before = buf.filled().len();
-        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+        match on_either!(&mut self.socket, stream => Pin::new(stream).poll_read(cx, buf)) {
             Poll::Pending => {
                 self.check(cx)?;
                 Poll::Pending
@@ -138,7 +232,7 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        on_either!(&mut self.socket, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -146,19 +240,18 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        on_either!(&mut self.socket, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        on_either!(&self.socket, stream => stream.is_write_vectored())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        on_either!(&mut self.socket, stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let done = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
-        Poll::Ready(done)
+        on_either!(&mut self.socket, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }

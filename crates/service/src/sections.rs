@@ -1,12 +1,16 @@
 //! The sections of a configuration that both services have.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{ConfigError, check_range, choice, invalid},
     limits::LimitsConfig,
+    tls::ServerTlsConfig,
 };
 
 /// `[server]`: where and how gRPC is served.
@@ -23,6 +27,16 @@ pub struct ServerConfig {
     /// How long running calls may go on once a shutdown was asked for, in seconds, 0 to 3600.
     /// Default: 20.
     pub drain_seconds: f64,
+    /// TLS. Without it the service listens on loopback alone, unless `insecure` is set.
+    pub tls: ServerTlsConfig,
+    /// Whether to listen beyond loopback without TLS, where everybody on the way can read and change what
+    /// is said. Default: false.
+    pub insecure: bool,
+    /// Whether server reflection answers. Default: true.
+    pub reflection: bool,
+    /// How often certificates, keys and tokens are looked at for changes, in seconds, 0.01 to 3600.
+    /// Default: 5.
+    pub reload_seconds: f64,
     /// What clients can hold of the server.
     pub limits: LimitsConfig,
 }
@@ -41,6 +55,10 @@ impl ServerConfig {
             admin_listen: None,
             max_message_bytes: 16 << 20,
             drain_seconds: 20.0,
+            tls: ServerTlsConfig::default(),
+            insecure: false,
+            reflection: true,
+            reload_seconds: 5.0,
             limits: LimitsConfig::default(),
         }
     }
@@ -52,7 +70,20 @@ impl ServerConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         check_range("server.max_message_bytes", self.max_message_bytes, (64 << 10)..=(1 << 30))?;
         check_range("server.drain_seconds", self.drain_seconds, 0.0..=3600.0)?;
+        check_range("server.reload_seconds", self.reload_seconds, 0.01..=3600.0)?;
+        self.tls.validate("server.tls")?;
+        if !(self.tls.is_on() || self.insecure || self.listen.ip().to_canonical().is_loopback()) {
+            let allowed = "a loopback address, as there is no TLS: give `server.tls.cert` and `server.tls.key`, listen \
+                           on loopback, or set `server.insecure = true` (--insecure) where everybody who can reach or \
+                           read the network may be trusted";
+            return Err(invalid("server.listen", self.listen, allowed));
+        }
         self.limits.validate()
+    }
+
+    /// How often files are looked at for changes.
+    pub fn reload(&self) -> Duration {
+        Duration::from_secs_f64(self.reload_seconds.clamp(0.01, 3600.0))
     }
 }
 

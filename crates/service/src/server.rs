@@ -10,16 +10,12 @@ use tonic::{
     body::Body,
     codegen::{Service, http::Request},
     server::NamedService,
-    service::{Routes, RoutesBuilder},
+    service::{Routes, RoutesBuilder, interceptor::InterceptedService},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{limits::LimitsConfig, listener::Bound, sections::ServerConfig};
+use crate::{auth::Door, limits::LimitsConfig, listener::Bound, sections::ServerConfig};
 
-/// A silent peer is asked for a sign of life after this long.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// And given up after this long.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long calls have for a last word when the drain time is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A full batch of candidates with its rewards is some 30 KB: the windows leave room for many of them,
@@ -99,17 +95,21 @@ pub struct Server {
     health: Health,
     drain: Duration,
     limits: LimitsConfig,
+    reflection: bool,
+    door: Door,
     last_call: CancellationToken,
 }
 
 impl Server {
-    /// A server without services yet.
-    pub fn new(config: &ServerConfig) -> Self {
+    /// A server without services yet. Its calls come through this door; health is outside of it.
+    pub fn new(config: &ServerConfig, door: Door) -> Self {
         Self {
             routes: RoutesBuilder::default(),
             health: Health::new(),
             drain: Duration::from_secs_f64(config.drain_seconds.clamp(0.0, 3600.0)),
             limits: config.limits.clone(),
+            reflection: config.reflection,
+            door,
             last_call: CancellationToken::new(),
         }
     }
@@ -123,7 +123,7 @@ impl Server {
         S::Response: IntoResponse,
         S::Future: Send + 'static,
     {
-        self.routes.add_service(service);
+        self.routes.add_service(InterceptedService::new(service, self.door.clone()));
         self.health.names.push(S::NAME);
         self
     }
@@ -151,23 +151,29 @@ impl Server {
         if !self.health.is_serving() {
             self.health.set_serving(false).await;
         }
-        let mut v1 = tonic_reflection::server::Builder::configure();
-        // Older clients (grpcurl among them) know only the alpha.
-        let mut v1alpha = tonic_reflection::server::Builder::configure();
-        for set in [attune_proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET] {
-            v1 = v1.register_encoded_file_descriptor_set(set);
-            v1alpha = v1alpha.register_encoded_file_descriptor_set(set);
-        }
         let health = self.health.service();
-        let served = self.health.names.iter().copied().filter(|name| !name.is_empty());
-        for name in served.chain([service_name(&health)]) {
-            v1 = v1.with_service_name(name);
-            v1alpha = v1alpha.with_service_name(name);
+        if self.reflection {
+            let mut v1 = tonic_reflection::server::Builder::configure();
+            // Older clients (grpcurl among them) know only the alpha.
+            let mut v1alpha = tonic_reflection::server::Builder::configure();
+            for set in [attune_proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET] {
+                v1 = v1.register_encoded_file_descriptor_set(set);
+                v1alpha = v1alpha.register_encoded_file_descriptor_set(set);
+            }
+            let served = self.health.names.iter().copied().filter(|name| !name.is_empty());
+            for name in served.chain([service_name(&health)]) {
+                v1 = v1.with_service_name(name);
+                v1alpha = v1alpha.with_service_name(name);
+            }
+            let v1 = InterceptedService::new(v1.build_v1()?, self.door.clone());
+            let v1alpha = InterceptedService::new(v1alpha.build_v1alpha()?, self.door.clone());
+            self.routes.add_service(v1).add_service(v1alpha);
         }
-        self.routes.add_service(health).add_service(v1.build_v1()?).add_service(v1alpha.build_v1alpha()?);
+        self.routes.add_service(health);
         let address = bound.address();
         announce("listening on", address);
-        let terms = Terms { drain: self.drain, limits: self.limits, last_call: self.last_call };
+        let terms =
+            Terms { drain: self.drain, limits: self.limits, last_call: self.last_call, http1: false };
         let drained = serve_routes(self.routes.routes(), bound, Some(&self.health), shutdown, terms).await?;
         match drained {
             Drain::Complete => tracing::info!(%address, "drained: every call has ended"),
@@ -200,10 +206,11 @@ pub(crate) struct Terms {
     pub(crate) limits: LimitsConfig,
     /// Cancelled when the drain time is over.
     pub(crate) last_call: CancellationToken,
+    /// HTTP/1 is accepted as well: the admin port needs it, gRPC never does.
+    pub(crate) http1: bool,
 }
 
-/// Serves until `shutdown`, then drains for at most the drain time. HTTP/1 is accepted as well: the admin port
-/// needs it, and to a gRPC client it makes no difference.
+/// Serves until `shutdown`, then drains for at most the drain time.
 pub(crate) async fn serve_routes(
     routes: Routes,
     bound: Bound,
@@ -211,21 +218,22 @@ pub(crate) async fn serve_routes(
     shutdown: CancellationToken,
     terms: Terms,
 ) -> Result<Drain, ServeError> {
-    let Terms { drain, limits, last_call } = terms;
+    let Terms { drain, limits, last_call, http1 } = terms;
     let address = bound.address();
     let abort = CancellationToken::new();
     let _abort_on_drop = abort.clone().drop_guard();
     let transport = tonic::transport::Server::builder()
-        .accept_http1(true)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .accept_http1(http1)
+        .http2_keepalive_interval(Some(limits.keepalive()))
+        .http2_keepalive_timeout(Some(limits.silent()))
+        .http2_max_header_list_size(limits.header_bytes)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.streams)
         .timeout(limits.request())
         .add_routes(routes)
         .serve_with_incoming_shutdown(
-            bound.connections(limits.connections, abort.clone()),
+            bound.connections(limits.connections, limits.silent(), abort.clone()),
             shutdown.clone().cancelled_owned(),
         );
     let mut transport = std::pin::pin!(transport.map(|done| {

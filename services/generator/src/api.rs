@@ -13,6 +13,8 @@ use attune_proto::generator::v1::{
     generator_service_server::GeneratorService,
 };
 use attune_service::{
+    auth::{Account, Quotas},
+    caller::Caller,
     clocks::{Clocked, Clocks},
     status,
 };
@@ -30,8 +32,6 @@ use crate::{
     worker::Known,
 };
 
-/// Whose texts these are until callers are authenticated.
-const OWNER: &str = "local";
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// `GeneratorService`.
@@ -42,6 +42,8 @@ pub(crate) struct Api {
     pub(crate) engine: Inbox,
     /// One permit for each request that runs or waits.
     pub(crate) permits: Arc<Semaphore>,
+    /// What each owner may have.
+    pub(crate) quotas: Quotas,
     pub(crate) limits: Limits,
     pub(crate) slots: usize,
     pub(crate) queue: usize,
@@ -64,12 +66,18 @@ pub(crate) struct Api {
 #[derive(Debug)]
 pub(crate) struct Place {
     _permit: OwnedSemaphorePermit,
+    account: Account,
 }
 
 impl Place {
-    /// Holds a permit.
-    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
-        Self { _permit: permit }
+    /// Holds a permit and a stream of its owner's.
+    pub(crate) fn new(permit: OwnedSemaphorePermit, account: Account) -> Self {
+        Self { _permit: permit, account }
+    }
+
+    /// Puts tokens on the owner's account.
+    pub(crate) fn take(&self, tokens: usize) {
+        self.account.take(tokens);
     }
 }
 
@@ -106,6 +114,8 @@ impl GeneratorService for Api {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let arrived = now();
         let deadline = deadline(&request)?;
+        let owner = Caller::of(&request)?.owner;
+        let account = self.quotas.open(&owner)?;
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             let (slots, queue) = (self.slots, self.queue);
             status::exhausted(
@@ -113,7 +123,7 @@ impl GeneratorService for Api {
                 RETRY_AFTER,
             )
         })?;
-        let place = Arc::new(Place::new(permit));
+        let place = Arc::new(Place::new(permit, account));
         let (assets, limits) = (Arc::clone(&self.assets), self.limits);
         let request = request.into_inner();
         let validate = move || ValidRequest::new(request, &assets, limits, rand::random);
@@ -134,7 +144,7 @@ impl GeneratorService for Api {
         let seen = valid.resumed.iter().map(|&id| tokenizer.output_bytes(id));
         let room = valid.sampling.max_tokens - valid.resumed.len();
         let (output, stream) = Output::new(room, valid.stop.clone(), seen);
-        let owner = OWNER.to_owned();
+        place.take(valid.prompt_ids.len());
         let submission =
             Submission { request: valid, owner, deadline, output, place: Arc::clone(&place), arrived };
         if !self.engine.submit(submission) {

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use attune_service::{
     args::ServiceArgs,
+    auth::AuthConfig,
     config::{ConfigError, Merged, check_range, invalid},
     engine::{EngineArgs, EngineConfig},
     sections::{LogConfig, ServerConfig},
+    tls::ClientTlsConfig,
 };
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +28,11 @@ pub struct GeneratorConfig {
     #[serde(flatten, skip_deserializing)]
     pub engine: EngineConfig,
     /// The reward workers: http://HOST:PORT, or http+dns://HOST:PORT, where every address of HOST is a
-    /// worker and is looked up again every few seconds. Without any, requests with guidance are refused.
+    /// worker and is looked up again every few seconds; https and https+dns speak TLS. Without any, requests with guidance are refused.
     pub reward: Vec<String>,
+    /// How this generator makes sure of its workers, and which certificate it shows them. It counts for
+    /// https and https+dns.
+    pub reward_tls: ClientTlsConfig,
     /// Requests that wait beyond those that decode, 0 to 65536. Default: 256.
     pub queue: usize,
     /// The most tokens that a request may ask for, 1 to 16777216. Default: 1024.
@@ -45,6 +50,8 @@ pub struct GeneratorConfig {
     pub reward_loss_seconds: f64,
     /// Where and how gRPC is served. Default: port 50051 on loopback.
     pub server: ServerConfig,
+    /// Who may call, and how much each may have. Default: everybody, as one owner.
+    pub auth: AuthConfig,
     /// What is logged.
     pub log: LogConfig,
 }
@@ -54,6 +61,7 @@ impl Default for GeneratorConfig {
         Self {
             engine: EngineConfig::default(),
             reward: Vec::new(),
+            reward_tls: ClientTlsConfig::default(),
             queue: 256,
             max_tokens: 1024,
             reward_grace_ms: 2.0,
@@ -61,6 +69,7 @@ impl Default for GeneratorConfig {
             reward_prefill_max_seconds: 60.0,
             reward_loss_seconds: 10.0,
             server: ServerConfig::on_port(PORT),
+            auth: AuthConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -90,11 +99,23 @@ impl GeneratorConfig {
         check_range("reward_wait_max_seconds", self.reward_wait_max_seconds, 0.001..=3600.0)?;
         check_range("reward_prefill_max_seconds", self.reward_prefill_max_seconds, 0.001..=3600.0)?;
         check_range("reward_loss_seconds", self.reward_loss_seconds, 0.0..=3600.0)?;
+        self.reward_tls.validate("reward_tls")?;
         for entry in &self.reward {
-            let allowed = "http://HOST:PORT, or http+dns://HOST:PORT where every address of HOST is a worker";
-            entry.parse::<Source>().map_err(|_| invalid("reward", entry, allowed))?;
+            let allowed = "http://HOST:PORT, or http+dns://HOST:PORT where every address of HOST is a worker; https and \
+                           https+dns speak TLS";
+            let source: Source = entry.parse().map_err(|_| invalid("reward", entry, allowed))?;
+            if !source.is_tls() && self.reward_tls != ClientTlsConfig::default() {
+                let allowed = "https or https+dns where `reward_tls` is set: no worker is to be spoken to without it";
+                return Err(invalid("reward", entry, allowed));
+            }
+            if source.is_tls() && matches!(source, Source::Name { .. }) && self.reward_tls.server_name.is_none() {
+                let allowed = "https+dns only with `reward_tls.server_name`, the name that the workers' certificates are \
+                               for: they are reached by their addresses";
+                return Err(invalid("reward", entry, allowed));
+            }
         }
         self.server.validate()?;
+        self.auth.validate()?;
         self.log.validate()
     }
 

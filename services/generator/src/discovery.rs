@@ -22,10 +22,13 @@ pub(crate) fn system_resolver() -> Resolve {
 /// One entry of the setting `reward`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// One worker: `http://HOST:PORT`.
+    /// One worker: `http://HOST:PORT`, or `https://HOST:PORT`.
     Worker(Uri),
-    /// Every address of a name is a worker: `http+dns://HOST:PORT`, as of a Kubernetes headless service.
+    /// Every address of a name is a worker: `http+dns://HOST:PORT`, as of a Kubernetes headless service, or
+    /// `https+dns://HOST:PORT`.
     Name {
+        /// Whether the workers are spoken to by TLS.
+        tls: bool,
         /// The name.
         host: String,
         /// Every worker's port.
@@ -36,7 +39,8 @@ pub(crate) enum Source {
 /// An entry that names no worker.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "reward worker `{0}`: write it as http://HOST:PORT, or http+dns://HOST:PORT where every address of HOST is a worker"
+    "reward worker `{0}`: write it as http://HOST:PORT, or http+dns://HOST:PORT where every address of HOST is a worker; \
+     https and https+dns speak TLS"
 )]
 pub(crate) struct NoSource(String);
 
@@ -46,18 +50,31 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self, NoSource> {
         let fail = || NoSource(text.to_owned());
         let (scheme, authority) = text.split_once("://").ok_or_else(fail)?;
-        let uri: Uri = format!("http://{authority}").parse().map_err(|_| fail())?;
+        let (scheme, dns) = scheme.strip_suffix("+dns").map_or((scheme, false), |scheme| (scheme, true));
+        let tls = match scheme {
+            "http" => false,
+            "https" => true,
+            _ => return Err(fail()),
+        };
+        let uri: Uri = format!("{scheme}://{authority}").parse().map_err(|_| fail())?;
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(fail());
         }
-        match scheme {
-            "http" => Ok(Self::Worker(uri)),
-            "http+dns" => {
-                let port = uri.port_u16().ok_or_else(fail)?;
-                let host = uri.host().ok_or_else(fail)?;
-                Ok(Self::Name { host: host.trim_matches(['[', ']']).to_owned(), port })
-            }
-            _ => Err(fail()),
+        if !dns {
+            return Ok(Self::Worker(uri));
+        }
+        let port = uri.port_u16().ok_or_else(fail)?;
+        let host = uri.host().ok_or_else(fail)?;
+        Ok(Self::Name { tls, host: host.trim_matches(['[', ']']).to_owned(), port })
+    }
+}
+
+impl Source {
+    /// Whether its workers are spoken to by TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        match self {
+            Self::Worker(uri) => uri.scheme_str() == Some("https"),
+            Self::Name { tls, .. } => *tls,
         }
     }
 }
@@ -66,9 +83,13 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Worker(uri) => write!(f, "{uri}"),
-            Self::Name { host, port } => write!(f, "http+dns://{host}:{port}"),
+            Self::Name { tls, host, port } => write!(f, "{}+dns://{host}:{port}", scheme(*tls)),
         }
     }
+}
+
+fn scheme(tls: bool) -> &'static str {
+    if tls { "https" } else { "http" }
 }
 
 /// The workers behind one source now, as URLs.
@@ -78,12 +99,12 @@ impl fmt::Display for Source {
 pub(crate) async fn look_up(source: &Source, resolve: &Resolve) -> Result<BTreeSet<String>, String> {
     match source {
         Source::Worker(uri) => Ok([uri.to_string()].into()),
-        Source::Name { host, port } => {
+        Source::Name { tls, host, port } => {
             let addresses = tokio::time::timeout(LOOKUP_TIMEOUT, resolve(host.clone(), *port))
                 .await
                 .map_err(|_| "the resolver did not answer in time".to_owned())?
                 .map_err(|e| e.to_string())?;
-            Ok(addresses.into_iter().map(|a| format!("http://{a}/")).collect())
+            Ok(addresses.into_iter().map(|a| format!("{}://{a}/", scheme(*tls))).collect())
         }
     }
 }
@@ -94,11 +115,14 @@ mod tests {
 
     #[test]
     fn entries_are_workers_or_names() {
-        let name = |host: &str| Source::Name { host: host.into(), port: 50052 };
+        let name = |host: &str| Source::Name { tls: false, host: host.into(), port: 50052 };
         assert_eq!("http+dns://rewards.attune.svc:50052".parse(), Ok(name("rewards.attune.svc")));
         assert_eq!("http+dns://[::1]:50052".parse(), Ok(name("::1")));
         assert!(matches!("http://10.0.0.1:50052".parse(), Ok(Source::Worker(_))));
-        for wrong in ["", "rewards:50052", "https://a:1", "http+dns://a", "http://a:1/path", "http://a b"] {
+        let secure: Source = "https+dns://rewards:7".parse().unwrap();
+        assert!(secure.is_tls() && secure.to_string() == "https+dns://rewards:7");
+        assert!("https://10.0.0.1:50052".parse::<Source>().unwrap().is_tls() && !name("x").is_tls());
+        for wrong in ["", "rewards:50052", "ftp://a:1", "https+dns://a", "http+dns://a", "http://a:1/path", "http://a b"] {
             assert!(wrong.parse::<Source>().is_err(), "{wrong}");
         }
     }

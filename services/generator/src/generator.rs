@@ -12,12 +12,14 @@ use attune_proto::{
     profile::v1::profile_service_server::ProfileServiceServer,
 };
 use attune_service::{
+    auth::Quotas,
     config::ConfigError,
     listener,
     metrics::Metrics,
     profiles::Profiles,
     server::{Drain, Server},
     service::{EngineThread, Service},
+    tls::ClientTls,
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -54,7 +56,7 @@ impl Generator {
     /// Says what the model, the memory, an address or a setting has wrong.
     pub async fn start(config: GeneratorConfig) -> anyhow::Result<Self> {
         config.validate()?;
-        let bound = listener::bind(config.server.listen).await?;
+        let bound = listener::open(&config.server).await?;
         let device = {
             let config = config.clone();
             tokio::task::spawn_blocking(move || load(&config))
@@ -80,7 +82,7 @@ impl Generator {
         let mut connections = JoinSet::new();
         connections.spawn(roster.run());
         let max = config.server.max_message_bytes;
-        let server = Server::new(&config.server)
+        let server = Server::new(&config.server, config.auth.door(config.server.reload())?)
             .add_service(GeneratorServiceServer::new(api).max_decoding_message_size(max))
             .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
         let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
@@ -160,8 +162,11 @@ pub(crate) fn parts(
     let tokenizer_size = assets.tokenizer.size() as u32;
     let fingerprint = assets.tokenizer.fingerprint(tokenizer_size);
     let counters = Arc::new(Counters::default());
+    let secure = sources.iter().any(Source::is_tls);
+    let tls = secure.then(|| ClientTls::load(&config.reward_tls, config.server.reload())).transpose()?;
     let dialer = Dialer {
         dial,
+        tls,
         fit: Fit { tokenizer_size, fingerprint: fingerprint.clone() },
         max_message_bytes: config.server.max_message_bytes,
         seed,
@@ -174,6 +179,7 @@ pub(crate) fn parts(
         fingerprint,
         engine: inbox.clone(),
         permits: Arc::new(Semaphore::new(slots + config.queue)),
+        quotas: Quotas::new(config.auth.limits),
         limits: Limits {
             max_tokens: config.max_tokens,
             cache_tokens: (blocks * BLOCK_SIZE).saturating_sub(1),

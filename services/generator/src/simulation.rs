@@ -12,10 +12,16 @@ use attune_proto::{
     },
     reward::v1::{DescribeResponse, ScoreRequest, response_frame::Frame},
 };
-use attune_service::metrics::Metrics;
+use attune_service::{
+    auth::{Door, OwnerLimits, Quotas},
+    metrics::Metrics,
+};
 use futures::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
 
 pub use crate::output::Message;
 use crate::{
@@ -74,7 +80,7 @@ pub fn generator(
     model: Arc<BaseModel>,
     world: World,
 ) -> anyhow::Result<(
-    GeneratorServiceServer<impl GeneratorService + use<>>,
+    InterceptedService<GeneratorServiceServer<impl GeneratorService + use<>>, Door>,
     Driver,
     impl Future<Output = ()> + Send + use<>,
 )> {
@@ -89,7 +95,7 @@ pub fn generator(
     let decoding = Decoding::new(Arc::clone(&api.assets), scheduler, pool, config.patience(), instruments);
     let (assets, limits) = (Arc::clone(&api.assets), api.limits);
     let driver = Driver { engine: Engine::new(device, decoding, ends), assets, limits };
-    Ok((GeneratorServiceServer::new(api), driver, Roster::run(roster)))
+    Ok((GeneratorServiceServer::with_interceptor(api, Door::open()), driver, Roster::run(roster)))
 }
 
 impl Driver {
@@ -111,7 +117,8 @@ impl Driver {
     pub fn submit(&mut self, request: GenerateRequest) -> Option<mpsc::Receiver<Message>> {
         let request = ValidRequest::new(request, &self.assets, self.limits, || 0).ok()?;
         let (output, stream) = Output::new(request.sampling.max_tokens, request.stop.clone(), []);
-        let place = Arc::new(Place::new(Arc::new(Semaphore::new(1)).try_acquire_owned().ok()?));
+        let account = Quotas::new(OwnerLimits::default()).open("local").ok()?;
+        let place = Arc::new(Place::new(Arc::new(Semaphore::new(1)).try_acquire_owned().ok()?, account));
         let (owner, arrived) = ("local".to_owned(), now());
         self.engine.submit(Submission { request, owner, deadline: None, output, place, arrived });
         Some(stream)

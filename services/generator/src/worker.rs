@@ -9,6 +9,7 @@ use attune_proto::{
         reward_service_client::RewardServiceClient,
     },
 };
+use attune_service::tls::{ClientTls, Unreachable};
 use futures::future::BoxFuture;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -114,8 +115,10 @@ pub(crate) type Dial =
 /// How workers are connected to; the same for all.
 #[derive(Clone)]
 pub(crate) struct Dialer {
-    /// Opens connections.
+    /// Opens plain connections.
     pub(crate) dial: Dial,
+    /// Opens connections by TLS, where a worker asks for them.
+    pub(crate) tls: Option<ClientTls>,
     /// What a worker must share with the base model.
     pub(crate) fit: Fit,
     /// The largest message, either way.
@@ -239,7 +242,12 @@ struct Connection {
 
 impl Dialer {
     async fn connect(&self, url: &str) -> Result<Connection, Problem> {
-        let endpoint = Endpoint::from_shared(url.to_owned())
+        let tls = self.tls.as_ref().filter(|_| url.starts_with("https://"));
+        let endpoint = match tls {
+            Some(_) => ClientTls::endpoint(url),
+            None => Endpoint::from_shared(url.to_owned()).map_err(Unreachable::from),
+        };
+        let endpoint = endpoint
             .map_err(|e| Problem::Unreachable(format!("`{url}` is no address: {e}")))?
             .connect_timeout(CONNECT_TIMEOUT)
             // A step is one small message each way: none may wait for a fuller packet.
@@ -247,7 +255,13 @@ impl Dialer {
             .http2_keep_alive_interval(KEEPALIVE.0)
             .keep_alive_timeout(KEEPALIVE.1)
             .keep_alive_while_idle(true);
-        let channel = in_time("the connection", (self.dial)(endpoint))
+        let connecting = async {
+            match tls {
+                Some(tls) => tls.connect(endpoint).await,
+                None => (self.dial)(endpoint).await.map_err(Unreachable::from),
+            }
+        };
+        let channel = in_time("the connection", connecting)
             .await?
             .map_err(|e| Problem::Unreachable(format!("cannot connect: {e}")))?;
         let mut client = RewardServiceClient::new(channel)

@@ -2,7 +2,7 @@
 
 use attune_service::{
     args::ServiceArgs,
-    config::{ConfigError, Merged},
+    config::{ConfigError, Merged, invalid},
     engine::{EngineArgs, EngineConfig},
     limits::LimitsConfig,
     sections::{LogConfig, ServerConfig},
@@ -60,6 +60,13 @@ impl RewardConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.engine.validate()?;
         self.server.validate()?;
+        let (tls, insecure) = (&self.server.tls, self.server.insecure);
+        if let (Some(cert), true, false) = (&tls.cert, tls.client_names.is_empty(), insecure) {
+            let allowed = "set together with `server.tls.client_ca` and `server.tls.client_names`: a worker believes \
+                           whoever speaks to it whose texts these are, and has to know its generators by name; \
+                           `server.insecure = true` lets everybody speak to it";
+            return Err(invalid("server.tls.cert", cert.display(), allowed));
+        }
         self.log.validate()
     }
 }

@@ -16,6 +16,7 @@ use attune_proto::{
     reward::v1::reward_service_server::RewardServiceServer,
 };
 use attune_service::{
+    auth::Door,
     listener,
     metrics::Metrics,
     profiles::Profiles,
@@ -71,10 +72,10 @@ impl Worker {
 
         let max = config.server.max_message_bytes;
         let api = Api::new(persrm, commands.clone(), context, slots, max, config.server.limits.clocks());
-        let server = Server::new(&config.server)
+        let server = Server::new(&config.server, Door::generators())
             .add_service(RewardServiceServer::new(api).max_decoding_message_size(max))
             .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
-        let bound = listener::bind(config.server.listen).await?;
+        let bound = listener::open(&config.server).await?;
         let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
         Ok(Self { service, commands })
     }
