@@ -1,5 +1,6 @@
 //! The wire of Attune, compiled from `proto/attune/**.proto`. The comments on every message and
 //! field stand in those files.
+#![forbid(unsafe_code)]
 
 /// Generator and reward worker, once per decoding step.
 pub mod reward {

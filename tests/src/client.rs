@@ -7,7 +7,7 @@ use attune_proto::{
     },
     reward::v1::{ChatMessage, ChatMessages, Context, Guidance, Prompt, Reference, TokenIds, prompt::Kind},
 };
-use tonic::{Status, transport::Channel};
+use tonic::{IntoRequest, Status, transport::Channel};
 
 /// A whole answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,7 +27,7 @@ impl Generated {
     /// The service's status, or DATA_LOSS for a stream without an end.
     pub async fn of(
         client: &mut GeneratorServiceClient<Channel>,
-        request: GenerateRequest,
+        request: impl IntoRequest<GenerateRequest>,
     ) -> Result<Self, Status> {
         let mut stream = client.generate(request).await?.into_inner();
         let (mut text, mut tokens) = (String::new(), Vec::new());

@@ -1,6 +1,7 @@
 //! End-to-end tests over real processes and real sockets: what they share.
 #![forbid(unsafe_code)]
 
+mod certificates;
 mod client;
 mod load;
 mod micro;
@@ -8,6 +9,7 @@ mod pair;
 mod process;
 mod proxy;
 
+pub use certificates::{Authority, Identity, tls};
 pub use client::{Generated, by_ids, greedy, guided, say};
 pub use load::{PATIENCE, generator_load, wait_for_load, wait_for_sessions, worker_load};
 pub use micro::micro_models;

@@ -1,14 +1,19 @@
 //! Where the server is, and how it is reached.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use attune_proto::{
     generator::v1::generator_service_client::GeneratorServiceClient,
     reward::v1::reward_service_client::RewardServiceClient,
 };
+use attune_service::{
+    secret::Secret,
+    tls::{ClientTls, ClientTlsConfig},
+};
 use tonic::{
     Status,
+    metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
 
@@ -16,12 +21,32 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tables of 64 candidates with 16 rewards each, and the last message's resolved prompts, fit well.
 const MAX_MESSAGE: usize = 64 << 20;
 
-/// Where the server is, and how long it may take.
+/// One command makes its connections and ends: files do not change meanwhile.
+const RELOAD: Duration = Duration::from_secs(3600);
+/// No token is longer.
+const MAX_TOKEN: usize = 16 << 10;
+
+/// Where the server is, how it is known, and how long it may take.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct EndpointArgs {
-    /// The generator's address.
+    /// The generator's address; https://HOST:PORT speaks TLS.
     #[arg(long, value_name = "URL", env = "ATTUNE_ENDPOINT", default_value = "http://127.0.0.1:50051")]
     pub(crate) endpoint: String,
+    /// The certificates, PEM, of those who may vouch for the server [default: the system's]
+    #[arg(long, value_name = "FILE", env = "ATTUNE_CA")]
+    ca: Option<PathBuf>,
+    /// The certificate to show to the server, PEM.
+    #[arg(long, value_name = "FILE", env = "ATTUNE_CERT", requires = "key")]
+    cert: Option<PathBuf>,
+    /// The certificate's private key, PEM.
+    #[arg(long, value_name = "FILE", env = "ATTUNE_KEY", requires = "cert")]
+    key: Option<PathBuf>,
+    /// The name that the server's certificate must be for [default: the address's host]
+    #[arg(long, value_name = "NAME", env = "ATTUNE_SERVER_NAME")]
+    server_name: Option<String>,
+    /// A file with the token that says who calls.
+    #[arg(long, value_name = "FILE", env = "ATTUNE_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     /// Give up after this many seconds.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
@@ -38,13 +63,38 @@ fn seconds(text: &str) -> Result<Duration, String> {
 impl EndpointArgs {
     async fn channel(&self) -> Result<Channel> {
         let url = with_scheme(&self.endpoint);
+        if url.starts_with("https://") {
+            let connected = self.tls()?.connect(ready(ClientTls::endpoint(&url)?)).await;
+            return connected.with_context(|| format!("no connection by TLS to {url}"));
+        }
+        if self.token_file.is_some() && !is_loopback(&url) {
+            bail!("a token is not sent to {url} in plain text; write https://");
+        }
         let endpoint = Endpoint::from_shared(url.clone())
-            .with_context(|| format!("--endpoint {url} is no address; write it as http://127.0.0.1:50051"))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true);
-        endpoint.connect().await.with_context(|| {
+            .with_context(|| format!("--endpoint {url} is no address; write it as http://127.0.0.1:50051"))?;
+        ready(endpoint).connect().await.with_context(|| {
             format!("nothing answers at {url}; start it with `make run`, or name another with --endpoint")
         })
+    }
+
+    fn tls(&self) -> Result<ClientTls> {
+        let Self { ca, cert, key, server_name, .. } = self.clone();
+        let config = ClientTlsConfig { ca, cert, key, server_name };
+        config.validate("tls")?;
+        Ok(ClientTls::load(&config, RELOAD)?)
+    }
+
+    /// What says who calls.
+    fn authorization(&self) -> Result<Option<MetadataValue<Ascii>>> {
+        let Some(file) = &self.token_file else { return Ok(None) };
+        let text = std::fs::read_to_string(file);
+        let token = Secret::new(text.with_context(|| format!("--token-file {}", file.display()))?.trim());
+        let value = format!("Bearer {}", token.expose());
+        let fits = (1..=MAX_TOKEN).contains(&token.expose().len());
+        let value = value.parse::<MetadataValue<Ascii>>().ok().filter(|_| fits);
+        let mut value = value.with_context(|| format!("--token-file {} holds no token", file.display()))?;
+        value.set_sensitive(true);
+        Ok(Some(value))
     }
 
     /// A client of the generator.
@@ -68,14 +118,30 @@ impl EndpointArgs {
         }
     }
 
-    /// A request that tells the server how long it has.
-    pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
+    /// A request that tells the server who calls and how long it has.
+    ///
+    /// # Errors
+    /// The token's file cannot be used.
+    pub(crate) fn request<T>(&self, message: T) -> Result<tonic::Request<T>> {
         let mut request = tonic::Request::new(message);
         if let Some(limit) = self.timeout {
             request.set_timeout(limit);
         }
-        request
+        if let Some(authorization) = self.authorization()? {
+            request.metadata_mut().insert("authorization", authorization);
+        }
+        Ok(request)
     }
+}
+
+fn ready(endpoint: Endpoint) -> Endpoint {
+    endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true)
+}
+
+fn is_loopback(url: &str) -> bool {
+    let uri: Option<tonic::transport::Uri> = url.parse().ok();
+    let host = uri.as_ref().and_then(|uri| uri.host()).unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
 }
 
 fn with_scheme(endpoint: &str) -> String {
@@ -90,6 +156,15 @@ mod tests {
     fn a_bare_address_is_enough() {
         assert_eq!(with_scheme("127.0.0.1:1"), "http://127.0.0.1:1");
         assert_eq!(with_scheme("https://host"), "https://host");
+    }
+
+    #[test]
+    fn a_token_goes_nowhere_in_plain_text() {
+        assert!(is_loopback("http://127.0.0.1:1") && is_loopback("http://[::1]:1"));
+        assert!(is_loopback("http://localhost:1"));
+        for far in ["http://10.0.0.1:1", "http://localhost.example:1", "http://127.0.0.1.example"] {
+            assert!(!is_loopback(far), "{far}");
+        }
     }
 
     #[test]

@@ -31,14 +31,14 @@ pub(crate) async fn run(args: DescribeArgs) -> Result<()> {
     let endpoint = &args.endpoint;
     let (value, text) = endpoint
         .within(async {
-            let asked = endpoint.request(generator::DescribeRequest::default());
+            let asked = endpoint.request(generator::DescribeRequest::default())?;
             match endpoint.generator().await?.describe(asked).await {
                 Ok(answer) => {
                     let answer = answer.into_inner();
                     Ok((generator_json(&answer), generator_text(&answer)))
                 }
                 Err(status) if status.code() == Code::Unimplemented => {
-                    let asked = endpoint.request(reward::DescribeRequest::default());
+                    let asked = endpoint.request(reward::DescribeRequest::default())?;
                     let answer = endpoint.reward().await?.describe(asked).await.map_err(|other| {
                         if other.code() == Code::Unimplemented { neither() } else { other }
                     })?;

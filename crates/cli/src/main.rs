@@ -1,4 +1,5 @@
-//! The `attune` command: generate, compare, describe, train, and write models to measure with.
+//! The `attune` command: generate, compare, describe, train, write models to measure with, make tokens.
+#![forbid(unsafe_code)]
 
 mod bench;
 mod client;
@@ -14,6 +15,7 @@ mod models;
 mod request;
 mod request_args;
 mod stream;
+mod token;
 mod train;
 
 use std::process::ExitCode;
@@ -42,6 +44,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Write seeded random models of known shapes, to test and measure with.
     Models(models::ModelsArgs),
+    /// Make a token that says who calls, and the line that tells the generator of it.
+    Token(token::TokenArgs),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(&args),
+        Command::Token(args) => token::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -79,7 +79,7 @@ pub(crate) async fn generate(
 ) -> Result<Whole> {
     endpoint
         .within(async {
-            let mut stream = client.generate(endpoint.request(request)).await?.into_inner();
+            let mut stream = client.generate(endpoint.request(request)?).await?.into_inner();
             let mut whole = Whole::default();
             while let Some(response) = stream.message().await? {
                 on_event(&response)?;

@@ -1,1 +1,2 @@
 //! People: the fit of a profile to feedback, and the store that keeps it.
+#![forbid(unsafe_code)]

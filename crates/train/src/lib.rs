@@ -3,6 +3,7 @@
 //! [`demo::make`] runs everything: it writes a corpus ([`world`]), learns a tokenizer, trains a base
 //! ([`lm`]) and a PersRM ([`dpo`]) with candle on the CPU, measures guidance with the world's own judge
 //! ([`measure`]) and writes both models in Hugging Face's layout ([`export`]).
+#![forbid(unsafe_code)]
 
 pub mod batch;
 pub mod card;

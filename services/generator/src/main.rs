@@ -1,4 +1,5 @@
 //! `attune-generator`.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -308,6 +308,7 @@ impl Sequence {
         if let (true, Err(at)) = (sampling.repetition_penalty != 1.0, self.seen.binary_search(&chosen.id)) {
             self.seen.insert(at, chosen.id);
         }
+        self.place.take(1);
         let stopped = self.output.token(token, assets.tokenizer.output_bytes(chosen.id));
         instruments.emit.record(lap.time());
         let reason = if sampling.eos.contains(&chosen.id) {

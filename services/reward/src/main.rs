@@ -1,4 +1,5 @@
 //! `attune-reward`.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
