@@ -5,8 +5,9 @@ CARGO ?= cargo
 PORT ?= 50051
 HOURS ?= 2
 SEED ?= 1
+SECONDS_EACH ?= 600
 
-.PHONY: help demo run test lint bench eval kernel-bench chaos simulate models vectors
+.PHONY: help demo run test lint bench eval kernel-bench chaos simulate models fuzz vectors
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,10 +25,11 @@ test: lint ## everything that can be checked here; what is left out is listed
 	scripts/left-out.sh
 	$(CARGO) test --workspace
 
-lint: ## formatting, clippy without warnings, the protos' style
+lint: ## formatting, clippy without warnings, the protos' style, what is built in
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	scripts/buf-lint.sh
+	scripts/deny.sh
 
 bench: models ## the table of figures to reach; BENCH="--rows floor,wire --quick" narrows it
 	target/release/attune bench table --out target/bench/table.json $(BENCH)
@@ -51,6 +53,9 @@ simulate: ## hours of simulated time with random faults: HOURS=2 SEED=1
 models: ## write the 'small' and 'medium' checkpoints of the benchmarks to models/
 	$(CARGO) build --release --workspace --bins
 	target/release/attune models --out models --sizes small,medium --keep
+
+fuzz: ## ten minutes of each fuzz target (needs a nightly compiler and cargo-fuzz); SECONDS_EACH=600
+	scripts/fuzz.sh $(SECONDS_EACH)
 
 vectors: ## remake the kept test vectors with the Python reference (needs tests/peers/.venv)
 	tests/peers/.venv/bin/python tests/peers/make_vectors.py

@@ -104,7 +104,7 @@ fn eos(folder: &Path, vocab: usize) -> Result<Vec<u32>, LoadError> {
         if !path.exists() {
             continue;
         }
-        let text = std::fs::read_to_string(&path).map_err(|e| LoadError::file(&path, e))?;
+        let text = crate::files::read_text(&path).map_err(|e| LoadError::file(&path, e))?;
         let json: Value = serde_json::from_str(&text).map_err(|e| LoadError::file(&path, e))?;
         let ids: Vec<u64> = match &json["eos_token_id"] {
             Value::Null => continue,

@@ -119,7 +119,7 @@ impl ChatTemplate {
 /// The template's source, or none.
 fn find(folder: &Path, config: &serde_json::Value) -> Result<Option<String>, LoadError> {
     let path = folder.join("chat_template.jinja");
-    match std::fs::read_to_string(&path) {
+    match crate::files::read_text(&path) {
         Ok(text) => return Ok(Some(text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(LoadError::file(&path, e)),

@@ -113,7 +113,7 @@ impl DecoderConfig {
     /// together: each names the file and the key.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| LoadError::file(&path, e))?;
+        let text = crate::files::read_text(&path).map_err(|e| LoadError::file(&path, e))?;
         Self::parse(&text).map_err(|problem| LoadError::file(&path, problem))
     }
 

@@ -12,6 +12,7 @@ mod checkpoint;
 mod config;
 mod decoder;
 mod error;
+mod files;
 mod gguf;
 pub mod hub;
 pub mod kv;

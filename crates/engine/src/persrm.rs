@@ -249,7 +249,7 @@ fn settings(folder: &Path) -> Result<Settings, LoadError> {
     if !path.exists() {
         return Ok(Settings::default());
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| LoadError::file(&path, e))?;
+    let text = crate::files::read_text(&path).map_err(|e| LoadError::file(&path, e))?;
     serde_json::from_str(&text).map_err(|e| LoadError::file(&path, e))
 }
 

@@ -26,7 +26,7 @@ impl Tokenizer {
     /// `tokenizer.json` is missing or damaged, or `tokenizer_config.json` is not JSON: the file is named.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join("tokenizer.json");
-        let text = std::fs::read(&path).map_err(|e| {
+        let text = crate::files::read(&path).map_err(|e| {
             let problem = format!("{e}; a checkpoint needs its tokenizer.json (the `fast` tokenizer)");
             LoadError::file(&path, problem)
         })?;
@@ -146,7 +146,7 @@ impl Tokenizer {
 /// `tokenizer_config.json`, or null where there is none.
 pub(crate) fn read_config(folder: &Path) -> Result<Value, LoadError> {
     let path = folder.join("tokenizer_config.json");
-    match std::fs::read(&path) {
+    match crate::files::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map_err(|e| LoadError::file(&path, e)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(e) => Err(LoadError::file(&path, e)),

@@ -3,12 +3,14 @@
 
 use std::{convert::Infallible, io::Write as _, net::SocketAddr, time::Duration};
 
-use axum::response::IntoResponse;
 use futures::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
-    codegen::{Service, http::Request},
+    codegen::{
+        Service,
+        http::{Request, Response},
+    },
     server::NamedService,
     service::{Routes, RoutesBuilder, interceptor::InterceptedService},
 };
@@ -119,8 +121,12 @@ impl Server {
     #[must_use]
     pub fn add_service<S>(mut self, service: S) -> Self
     where
-        S: Service<Request<Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
-        S::Response: IntoResponse,
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
         S::Future: Send + 'static,
     {
         self.routes.add_service(InterceptedService::new(service, self.door.clone()));

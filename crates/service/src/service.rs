@@ -22,11 +22,11 @@ use crate::{
 const EXIT_USAGE: u8 = 64;
 
 /// The whole of a service's `main`: telemetry, signals, and `serve` until its end. What goes wrong is
-/// said on stderr.
+/// said on stderr. `log` gives the settings of the log, and whether people's texts may stand in it.
 pub fn run<C>(
     name: &str,
     config: Result<C, ConfigError>,
-    log: impl FnOnce(&C) -> &LogConfig,
+    log: impl FnOnce(&C) -> (&LogConfig, bool),
     serve: impl AsyncFnOnce(C, CancellationToken) -> anyhow::Result<Drain>,
 ) -> ExitCode {
     let config = match config {
@@ -38,7 +38,8 @@ pub fn run<C>(
     };
     let served = tokio::runtime::Runtime::new().context("cannot start threads").and_then(|runtime| {
         runtime.block_on(async {
-            let _telemetry = telemetry::init(log(&config))?;
+            let (log, content) = log(&config);
+            let _telemetry = telemetry::init(log, content)?;
             serve(config, shutdown::on_signals()?).await
         })
     });

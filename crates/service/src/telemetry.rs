@@ -2,7 +2,8 @@
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::sections::{LogColor, LogConfig, LogFormat};
 
@@ -22,19 +23,26 @@ pub enum TelemetryError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Starts logging to stderr.
+/// Starts logging to stderr. Without `content` no text of people's stands in the log: our own lines hold
+/// none, and of other crates, which write down what they carry, the levels debug and trace are left out.
 ///
 /// # Errors
 /// [`TelemetryError`]: a filter that does not parse, or a second call in one process.
-pub fn init(config: &LogConfig) -> Result<TelemetryGuard, TelemetryError> {
+pub fn init(config: &LogConfig, content: bool) -> Result<TelemetryGuard, TelemetryError> {
     let filter = EnvFilter::try_new(&config.filter)?;
-    let subscriber = tracing_subscriber::registry().with(filter);
+    let discreet = filter_fn(move |metadata| content || is_discreet(metadata));
+    let subscriber = tracing_subscriber::registry().with(filter).with(discreet);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match config.format {
         LogFormat::Text => subscriber.with(lines.with_ansi(colored(config.color))).try_init()?,
         LogFormat::Json => subscriber.with(lines.with_ansi(false).json()).try_init()?,
     }
     Ok(TelemetryGuard(()))
+}
+
+/// Whether a line cannot hold people's texts.
+fn is_discreet(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("attune") || *metadata.level() <= Level::INFO
 }
 
 fn colored(color: LogColor) -> bool {

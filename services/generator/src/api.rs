@@ -56,6 +56,8 @@ pub(crate) struct Api {
     pub(crate) inline: bool,
     /// Whether there are reward workers at all.
     pub(crate) guided: bool,
+    /// Whether people's texts may stand in the log.
+    pub(crate) log_content: bool,
     /// The workers that there are now.
     pub(crate) workers: watch::Receiver<Listing>,
 }
@@ -126,6 +128,9 @@ impl GeneratorService for Api {
         let place = Arc::new(Place::new(permit, account));
         let (assets, limits) = (Arc::clone(&self.assets), self.limits);
         let request = request.into_inner();
+        if self.log_content {
+            tracing::debug!(owner, ?request, "a text is asked for");
+        }
         let validate = move || ValidRequest::new(request, &assets, limits, rand::random);
         let valid = if self.inline {
             validate()

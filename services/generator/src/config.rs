@@ -54,6 +54,9 @@ pub struct GeneratorConfig {
     pub auth: AuthConfig,
     /// What is logged.
     pub log: LogConfig,
+    /// Whether people's texts may stand in the log: prompts and preferences at debug, and what other crates
+    /// write down of what they carry. Default: false.
+    pub log_content: bool,
 }
 
 impl Default for GeneratorConfig {
@@ -71,6 +74,7 @@ impl Default for GeneratorConfig {
             server: ServerConfig::on_port(PORT),
             auth: AuthConfig::default(),
             log: LogConfig::default(),
+            log_content: false,
         }
     }
 }

@@ -189,6 +189,7 @@ pub(crate) fn parts(
         clocks: config.server.limits.clocks(),
         inline,
         guided,
+        log_content: config.log_content,
         load: watched,
         workers,
     };

@@ -26,6 +26,9 @@ pub struct RewardConfig {
     pub server: ServerConfig,
     /// What is logged.
     pub log: LogConfig,
+    /// Whether people's texts may stand in the log: prompts and preferences at debug, and what other crates
+    /// write down of what they carry. Default: false.
+    pub log_content: bool,
 }
 
 impl Default for RewardConfig {
@@ -37,6 +40,7 @@ impl Default for RewardConfig {
                 ..ServerConfig::on_port(PORT)
             },
             log: LogConfig::default(),
+            log_content: false,
         }
     }
 }

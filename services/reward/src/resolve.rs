@@ -17,6 +17,8 @@ const HEAD_TOKENS: usize = 512;
 /// Encodes prompts and checks guidances. It runs no model.
 pub(crate) struct Resolver {
     persrm: Arc<PersRm>,
+    /// Whether people's texts may stand in the log.
+    log_content: bool,
 }
 
 /// A guidance with everything settled but what needs the model.
@@ -29,9 +31,9 @@ pub(crate) struct Resolved {
 }
 
 impl Resolver {
-    /// For one model.
-    pub(crate) fn new(persrm: Arc<PersRm>) -> Self {
-        Self { persrm }
+    /// For one model. `log_content`: people's texts may stand in the log.
+    pub(crate) fn new(persrm: Arc<PersRm>, log_content: bool) -> Self {
+        Self { persrm, log_content }
     }
 
     /// The references offered, the default first.
@@ -53,6 +55,9 @@ impl Resolver {
     /// # Errors
     /// Names the field of the guidance, or `prompt`, and the allowed range.
     pub(crate) fn resolve(&self, prompt: Option<Prompt>, by: Option<By>) -> Result<Resolved, Failure> {
+        if self.log_content {
+            tracing::debug!(?prompt, ?by, "a session is opened");
+        }
         match by {
             None => Err(Failure::invalid("", "neither `guidance` nor `resolved` is set; set one")),
             Some(By::Guidance(guidance)) => self.settle(prompt, guidance),

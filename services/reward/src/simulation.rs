@@ -56,8 +56,8 @@ pub fn worker(
     let api = Api::new(Arc::clone(&persrm), commands.clone(), context, slots, max, clocks);
     let engine =
         Engine::new(inbox, prompts, model, scheduler, Instruments::new(&Metrics::new("attune-reward")?));
-    let driver =
-        Driver { engine, jobs, resolver: Resolver::new(persrm), calls: 1 << 32, _commands: commands };
+    let resolver = Resolver::new(persrm, config.log_content);
+    let driver = Driver { engine, jobs, resolver, calls: 1 << 32, _commands: commands };
     Ok((RewardServiceServer::new(api), driver))
 }
 

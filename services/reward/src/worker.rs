@@ -59,7 +59,7 @@ impl Worker {
         };
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (prompts, jobs) = jobs::channel();
-        let resolver = Resolver::new(Arc::clone(&persrm));
+        let resolver = Resolver::new(Arc::clone(&persrm), config.log_content);
         let weak = commands.downgrade();
         thread::Builder::new()
             .name("prompts".into())

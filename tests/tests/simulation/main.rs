@@ -50,10 +50,8 @@ fn faults_change_no_token_and_leave_nothing_behind() {
     let seeds = match number("ATTUNE_SIMULATION_SEED") {
         Some(seed) => {
             // To be looked at: with all that the services say.
-            std::mem::forget(telemetry::init(&LogConfig {
-                filter: "debug,h2=info".into(),
-                ..LogConfig::default()
-            }));
+            let log = LogConfig { filter: "debug,h2=info".into(), ..LogConfig::default() };
+            std::mem::forget(telemetry::init(&log, true));
             seed..seed + 1
         }
         None => 0..number("ATTUNE_SIMULATION_SEEDS").unwrap_or(SEEDS),

@@ -107,7 +107,7 @@ pub(crate) fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadEr
     struct Index {
         weight_map: HashMap<String, String>,
     }
-    let text = std::fs::read_to_string(index).map_err(|e| LoadError::file(index, e))?;
+    let text = crate::files::read_text(index).map_err(|e| LoadError::file(index, e))?;
     let parsed: Index = serde_json::from_str(&text).map_err(|e| LoadError::file(index, e))?;
     let mut names: Vec<String> = parsed.weight_map.into_values().collect();
     names.sort();
