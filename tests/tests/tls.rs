@@ -252,7 +252,9 @@ async fn a_client_of_many_streams_or_large_headers_is_held_to_the_limits() {
     let limits = LimitsConfig { streams: 4, header_bytes: 4096, ..LimitsConfig::default() };
     let (address, _stop) = serve(ServerConfig { limits, ..ServerConfig::default() }).await;
     let connect = async || Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-    let greedy = RewardServiceClient::new(connect().await);
+    let mut greedy = RewardServiceClient::new(connect().await);
+    // With its first answer it knows the limit; what a client opens before, or against it, is refused.
+    greedy.describe(DescribeRequest::default()).await.unwrap();
     let mut open = tokio::task::JoinSet::new();
     for _ in 0..32 {
         let mut client = greedy.clone();
