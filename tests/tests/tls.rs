@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Result;
+use attune_engine::random_checkpoint::{Family, Shape};
 use attune_generator::GeneratorConfig;
 use attune_proto::{
     generator::v1::generator_service_client::GeneratorServiceClient,
@@ -29,7 +30,6 @@ use attune_service::{
     tls::{ClientTlsConfig, ServerTlsConfig},
 };
 use attune_tests::{Authority, Generated, Identity, Pair, by_ids, guided, tls};
-use attune_engine::random_checkpoint::{Family, Shape};
 use futures::{Stream, StreamExt as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -128,9 +128,12 @@ async fn those_with_the_right_certificate_are_let_in_and_nobody_else() {
     let strange = other.issue(server.path(), "strange", &["generator"]).unwrap();
     let expired = server.authority.issue_until(server.path(), "expired", &["generator"], 2020).unwrap();
     let named = server.authority.issue(server.path(), "named", &["client", "generator.evil"]).unwrap();
-    for (what, identity) in
-        [("none", None), ("another CA", Some(&strange)), ("expired", Some(&expired)), ("a name", Some(&named))]
-    {
+    for (what, identity) in [
+        ("none", None),
+        ("another CA", Some(&strange)),
+        ("expired", Some(&expired)),
+        ("a name", Some(&named)),
+    ] {
         let refused = server.describe(&server.ca, identity).await;
         assert!(refused.is_err(), "{what}");
     }
@@ -251,7 +254,8 @@ async fn slow_clients_lose_their_places_and_hold_up_nobody() {
 async fn a_client_of_many_streams_or_large_headers_is_held_to_the_limits() {
     let limits = LimitsConfig { streams: 4, header_bytes: 4096, ..LimitsConfig::default() };
     let (address, _stop) = serve(ServerConfig { limits, ..ServerConfig::default() }).await;
-    let connect = async || Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let connect =
+        async || Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     let mut greedy = RewardServiceClient::new(connect().await);
     // With its first answer it knows the limit; what a client opens before, or against it, is refused.
     greedy.describe(DescribeRequest::default()).await.unwrap();

@@ -80,9 +80,15 @@ impl AuthConfig {
             let key = format!("auth.{name}");
             match (&self.jwks, value) {
                 (Some(jwks), None) => {
-                    return Err(invalid("auth.jwks", jwks.display(), format!("set only together with `{key}`")));
+                    return Err(invalid(
+                        "auth.jwks",
+                        jwks.display(),
+                        format!("set only together with `{key}`"),
+                    ));
                 }
-                (None, Some(value)) => return Err(invalid(&key, value, "set only together with `auth.jwks`")),
+                (None, Some(value)) => {
+                    return Err(invalid(&key, value, "set only together with `auth.jwks`"));
+                }
                 _ => {}
             }
         }

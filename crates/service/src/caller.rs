@@ -52,14 +52,18 @@ impl Caller {
     pub(crate) fn forwarded<T>(request: &Request<T>) -> Result<Self, Status> {
         let metadata = request.metadata();
         let Some(owner) = metadata.get_bin(OWNER) else { return Ok(Self::local()) };
-        let refuse = || Status::invalid_argument(format!("{OWNER} names no owner: 1 to {MAX_OWNER} bytes of text"));
+        let refuse =
+            || Status::invalid_argument(format!("{OWNER} names no owner: 1 to {MAX_OWNER} bytes of text"));
         let owner = owner.to_bytes().map_err(|_| refuse())?;
         let owner = String::from_utf8(owner.to_vec()).ok().filter(|o| is_owner(o)).ok_or_else(refuse)?;
         let profiles = match metadata.get(PROFILES) {
             None => None,
-            Some(most) => Some(most.to_str().ok().and_then(|most| most.parse().ok()).ok_or_else(|| {
-                Status::invalid_argument(format!("{PROFILES} is no number"))
-            })?),
+            Some(most) => Some(
+                most.to_str()
+                    .ok()
+                    .and_then(|most| most.parse().ok())
+                    .ok_or_else(|| Status::invalid_argument(format!("{PROFILES} is no number")))?,
+            ),
         };
         Ok(Self { owner, profiles })
     }

@@ -178,8 +178,7 @@ impl Server {
         self.routes.add_service(health);
         let address = bound.address();
         announce("listening on", address);
-        let terms =
-            Terms { drain: self.drain, limits: self.limits, last_call: self.last_call, http1: false };
+        let terms = Terms { drain: self.drain, limits: self.limits, last_call: self.last_call, http1: false };
         let drained = serve_routes(self.routes.routes(), bound, Some(&self.health), shutdown, terms).await?;
         match drained {
             Drain::Complete => tracing::info!(%address, "drained: every call has ended"),

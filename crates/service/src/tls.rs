@@ -49,7 +49,8 @@ impl ServerTlsConfig {
             return Err(invalid(&key("client_ca"), ca.display(), allowed));
         }
         if let (Some(name), None) = (self.client_names.first(), &self.client_ca) {
-            let allowed = format!("set only with `{}`, which says who vouches for the names", key("client_ca"));
+            let allowed =
+                format!("set only with `{}`, which says who vouches for the names", key("client_ca"));
             return Err(invalid(&key("client_names"), name, allowed));
         }
         for name in &self.client_names {

@@ -109,10 +109,14 @@ impl GeneratorConfig {
                            https+dns speak TLS";
             let source: Source = entry.parse().map_err(|_| invalid("reward", entry, allowed))?;
             if !source.is_tls() && self.reward_tls != ClientTlsConfig::default() {
-                let allowed = "https or https+dns where `reward_tls` is set: no worker is to be spoken to without it";
+                let allowed =
+                    "https or https+dns where `reward_tls` is set: no worker is to be spoken to without it";
                 return Err(invalid("reward", entry, allowed));
             }
-            if source.is_tls() && matches!(source, Source::Name { .. }) && self.reward_tls.server_name.is_none() {
+            if source.is_tls()
+                && matches!(source, Source::Name { .. })
+                && self.reward_tls.server_name.is_none()
+            {
                 let allowed = "https+dns only with `reward_tls.server_name`, the name that the workers' certificates are \
                                for: they are reached by their addresses";
                 return Err(invalid("reward", entry, allowed));

@@ -122,7 +122,15 @@ mod tests {
         let secure: Source = "https+dns://rewards:7".parse().unwrap();
         assert!(secure.is_tls() && secure.to_string() == "https+dns://rewards:7");
         assert!("https://10.0.0.1:50052".parse::<Source>().unwrap().is_tls() && !name("x").is_tls());
-        for wrong in ["", "rewards:50052", "ftp://a:1", "https+dns://a", "http+dns://a", "http://a:1/path", "http://a b"] {
+        for wrong in [
+            "",
+            "rewards:50052",
+            "ftp://a:1",
+            "https+dns://a",
+            "http+dns://a",
+            "http://a:1/path",
+            "http://a b",
+        ] {
             assert!(wrong.parse::<Source>().is_err(), "{wrong}");
         }
     }

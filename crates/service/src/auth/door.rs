@@ -52,7 +52,9 @@ impl Interceptor for Door {
 
 fn bearer(request: &Request<()>) -> Result<&str, Status> {
     let missing = || {
-        Status::unauthenticated("no token came; send it as metadata `authorization: Bearer TOKEN` (attune: --token-file)")
+        Status::unauthenticated(
+            "no token came; send it as metadata `authorization: Bearer TOKEN` (attune: --token-file)",
+        )
     };
     let value = request.metadata().get("authorization").ok_or_else(missing)?;
     let (scheme, token) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or_else(missing)?;

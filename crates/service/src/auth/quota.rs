@@ -77,7 +77,8 @@ impl Owner {
         if let Some(most) = self.limits.streams
             && state.streams >= most
         {
-            let message = format!("{most} texts of this owner are running or waiting, as many as one may have");
+            let message =
+                format!("{most} texts of this owner are running or waiting, as many as one may have");
             return Err(status::exhausted(message, Duration::from_secs(1)));
         }
         if let Some(rate) = self.limits.tokens_per_minute {

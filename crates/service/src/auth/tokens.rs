@@ -74,7 +74,9 @@ fn parse(text: &str) -> Result<Vec<Known>, String> {
             continue;
         }
         // The line itself is not repeated: it may be a token put there by mistake.
-        let refuse = |what: &str| format!("line {number}: {what}; write `{HASH}HEX OWNER`, as `attune token` prints it");
+        let refuse = |what: &str| {
+            format!("line {number}: {what}; write `{HASH}HEX OWNER`, as `attune token` prints it")
+        };
         let (hash, owner) = line.split_once(char::is_whitespace).ok_or_else(|| refuse("has no owner"))?;
         let hash = hash.strip_prefix(HASH).and_then(from_hex).ok_or_else(|| refuse("has no hash"))?;
         let owner = owner.trim();

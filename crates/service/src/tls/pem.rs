@@ -36,7 +36,9 @@ pub(super) fn key(files: &Files, path: &Path) -> Result<PrivateKeyDer<'static>, 
 pub(super) fn roots(files: &Files, path: &Path) -> Result<RootCertStore, FileError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(files, path)? {
-        roots.add(certificate).map_err(|e| FileError::new(path, format!("a certificate cannot be used: {e}")))?;
+        roots
+            .add(certificate)
+            .map_err(|e| FileError::new(path, format!("a certificate cannot be used: {e}")))?;
     }
     Ok(roots)
 }

@@ -35,7 +35,8 @@ impl ServerTlsConfig {
     }
 
     fn read(&self, files: &Files) -> Result<ServerConfig, FileError> {
-        let (cert, key) = (self.cert.as_deref().unwrap_or("".as_ref()), self.key.as_deref().unwrap_or("".as_ref()));
+        let (cert, key) =
+            (self.cert.as_deref().unwrap_or("".as_ref()), self.key.as_deref().unwrap_or("".as_ref()));
         let builder = ServerConfig::builder_with_provider(pem::provider())
             .with_safe_default_protocol_versions()
             .map_err(|e| FileError::new(cert, e))?;
