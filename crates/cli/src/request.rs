@@ -85,6 +85,7 @@ impl GuidanceArgs {
                 reference: self.reference.map_or(Reference::Unspecified, Into::into).into(),
                 normalization: self.normalization.map_or(Normalization::Unspecified, Into::into).into(),
                 context: self.guide_context.map_or(Context::Unspecified, Into::into).into(),
+                latent: None,
             }),
             strength: of_each(&self.strength, i),
             clip: self.clip,

@@ -102,6 +102,7 @@ impl RewardService for Api {
             slots: count(self.slots),
             protocol_version: PROTOCOL_VERSION,
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            latent_size: 0,
         }))
     }
 

@@ -75,6 +75,10 @@ impl Resolver {
         if guidance.profile.is_some() {
             return Err(unimplemented("stored profiles").at("profile"));
         }
+        if guidance.latent.is_some() {
+            let message = "the reward model has no latent adapter; leave the latent out";
+            return Err(Failure::new(FailureReason::Precondition, message).at("latent"));
+        }
         if let Some(weights) = &guidance.weights {
             self.check_weights(weights)?;
         }
@@ -115,6 +119,7 @@ impl Resolver {
             normalization: normalization.into(),
             context: context.into(),
             prompt_token_ids,
+            latent: None,
         };
         Ok(Resolved { guidance, head_text })
     }
