@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 use crate::dpo::{self, DpoOptions, DpoOutcome};
 use crate::lm::{self, LmOptions};
 use crate::measure::{HeldOut, Measurement, Models, Shown, measure, show};
-use crate::model::{Llama, ModelConfig};
+use crate::model::{Llama, ModelConfig, Variant};
 use crate::world::pairs;
 use crate::{card, export, tokenizer};
 
@@ -57,6 +57,7 @@ impl DemoOptions {
                 max_position_embeddings: 512,
                 rms_norm_eps: 1e-5,
                 rope_theta: 10_000.0,
+                variant: Variant::default(),
             },
             lm: LmOptions { texts: 32_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
             dpo: DpoOptions { pairs: 9_600, batch: 16, rate: 7e-4, warm_up: 0.1, beta: 0.3, anchor: 8.0 },

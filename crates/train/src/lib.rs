@@ -7,10 +7,12 @@
 
 pub mod batch;
 pub mod card;
+pub mod curve;
 pub mod decode;
 pub mod demo;
 pub mod dpo;
 pub mod export;
+pub mod head;
 pub mod lm;
 pub mod lora;
 pub mod measure;
@@ -19,5 +21,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod progress;
 pub mod rivals;
+pub mod saved;
 pub mod tokenizer;
+pub mod trainer;
 pub mod world;
