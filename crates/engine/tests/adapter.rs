@@ -103,8 +103,9 @@ fn features(model: &PersRm, side: Side) -> Vec<Vec<f32>> {
     model.features(side, &[rows], &model.cache(blocks.len()).unwrap()).unwrap()
 }
 
-fn close(a: &[f32], b: &[f32]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4)
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 #[test]
@@ -121,12 +122,14 @@ fn an_adapter_is_its_merged_model() {
         merge(&path("base"), &path("merged"), &deltas, scale);
 
         let worn = ModelPath::adapted(path("base"), path("adapter"));
-        for format in [None, Some(Format::Q8)] {
+        // A weight between two of the 256 steps may be rounded to either.
+        for (format, near) in [(None, 1e-4), (Some(Format::Q8), 2e-2)] {
             let load = |path: ModelPath| BaseModel::load(path, "m", &options(format)).unwrap();
             let (base, merged) = (load((&path("base")).into()), load((&path("merged")).into()));
             let adapted = load(worn.clone());
-            assert!(close(&logits(&adapted), &logits(&merged)), "{family:?} {format:?}");
-            assert!(!close(&logits(&adapted), &logits(&base)), "{family:?}: it does something");
+            let (to_merged, to_base) =
+                (apart(&logits(&adapted), &logits(&merged)), apart(&logits(&adapted), &logits(&base)));
+            assert!(to_merged < near && to_base > 5.0 * near, "{family:?}: {to_merged}, {to_base}");
             assert_ne!(adapted.assets.revision, base.assets.revision);
         }
         // The scale is no part of the weights' file, but of what the model is.

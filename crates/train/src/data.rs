@@ -87,11 +87,7 @@ impl<'a> Encoder<'a> {
     ///
     /// # Errors
     /// The model names no end of texts, or its chat template fails.
-    pub fn new(
-        opened: &'a Opened,
-        template: &'a PreferenceTemplate,
-        longest: Option<usize>,
-    ) -> Result<Self> {
+    pub fn new(opened: &'a Opened, template: &'a PreferenceTemplate, longest: Option<usize>) -> Result<Self> {
         let assets = &opened.assets;
         let Some(&first) = assets.eos.first() else {
             bail!("the model names no `eos_token_id`, so that no answer could end");
@@ -121,7 +117,8 @@ impl<'a> Encoder<'a> {
             }
             assets.tokenizer.encode_rendered(&assets.chat.render(&messages, true)?)?
         } else {
-            let with = preference.map(|preference| self.template.apply_text(prompt, preference)).transpose()?;
+            let with =
+                preference.map(|preference| self.template.apply_text(prompt, preference)).transpose()?;
             assets.tokenizer.encode_raw(with.as_deref().unwrap_or(prompt))?
         };
         ensure!(!prompt.is_empty(), "the prompt has no tokens");
@@ -142,7 +139,11 @@ impl<'a> Encoder<'a> {
     pub fn preference(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.opened.assets.tokenizer.encode_raw(text)?;
         let most = self.longest;
-        ensure!((1..=most).contains(&ids.len()), "`preference` has {} tokens; 1 to {most} are allowed", ids.len());
+        ensure!(
+            (1..=most).contains(&ids.len()),
+            "`preference` has {} tokens; 1 to {most} are allowed",
+            ids.len()
+        );
         Ok(ids)
     }
 }

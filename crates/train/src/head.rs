@@ -85,6 +85,17 @@ pub enum Against<'a> {
     Nothing,
 }
 
+impl Against<'_> {
+    /// Its name, as the reference's on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weighted(_) => "model",
+            Self::Plain(_) => "generator",
+            Self::Nothing => "none",
+        }
+    }
+}
+
 /// Pairs from which the head learns.
 #[derive(Debug)]
 pub struct HeadTask<'a> {

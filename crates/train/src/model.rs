@@ -207,9 +207,17 @@ impl Llama {
     /// # Errors
     /// Only if memory cannot be had.
     pub fn rounded(&self) -> Result<Self> {
+        self.stored_as(DType::BF16)
+    }
+
+    /// A copy whose weights are rounded to what another type holds.
+    ///
+    /// # Errors
+    /// Only if memory cannot be had.
+    pub fn stored_as(&self, dtype: DType) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, var) in &self.vars {
-            tensors.insert(name.clone(), var.as_detached_tensor().to_dtype(DType::BF16)?);
+            tensors.insert(name.clone(), var.as_detached_tensor().to_dtype(dtype)?);
         }
         Self::from_tensors(self.config.clone(), &tensors)
     }

@@ -50,7 +50,11 @@ impl Opened {
             "f16" => DType::F16,
             _ => DType::F32,
         };
-        let model = read(&assets.config, &checkpoint)?;
+        let mut model = read(&assets.config, &checkpoint)?;
+        if checkpoint.without_adapter().is_some() {
+            // The start is the frozen reference too, and will be stored in that type.
+            model = model.stored_as(dtype)?;
+        }
         Ok(Self { model, assets, weights, dtype, checkpoint })
     }
 

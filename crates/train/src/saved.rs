@@ -35,6 +35,8 @@ pub(crate) struct Saved {
 const STATE: &str = "training.safetensors";
 const LINES: &str = "loss.jsonl";
 const PICTURE: &str = "loss.svg";
+/// What a run writes of itself.
+pub(crate) const FILES: [&str; 3] = [STATE, LINES, PICTURE];
 
 impl Place {
     /// A folder, made when something is written, with a checkpoint every so many steps. `resume`: the run
