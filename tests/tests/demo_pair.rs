@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::Command};
 
 use attune_proto::{
     generator::v1::{GenerateRequest, GuidanceTerm},
-    reward::v1::Guidance,
+    reward::v1::{Context, Guidance, Reference},
 };
 use attune_tests::{Generated, Pair, Process, binary, say, workspace_root};
 use attune_train::{
@@ -72,6 +72,34 @@ async fn several_preferences_act_at_once_and_negative_ones_steer_away() {
         assert!((least..=most).contains(&gain), "{}: {before} to {after}", wanted.name());
         assert!(form >= 0.9, "well-formed in {form}");
     }
+    pair.stop().await.unwrap();
+}
+
+/// The preference acts through `w_p` alone, read off its words by the shipped head: the PersRM's prompt does
+/// not have it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_head_pulls_where_the_prompt_says_nothing() {
+    let held_out = held_out();
+    let pair = Pair::start(&models().join("base"), &models().join("persrm")).await.unwrap();
+    let client = pair.client().await.unwrap();
+    let wanted = Trait::Formal;
+    let mut satisfied = [0, 0];
+    for (i, question) in held_out.prompts.iter().take(60).enumerate() {
+        let words = held_out.preference(wanted, i).unwrap();
+        for (guided, satisfied) in satisfied.iter_mut().enumerate() {
+            let mut request = ask(&question.prompt, &[(words, STRENGTH)][..guided]);
+            for term in &mut request.guidances {
+                let guidance = term.guidance.as_mut().unwrap();
+                guidance.context = Context::AsIs.into();
+                guidance.reference = Reference::Generator.into();
+            }
+            let answer = Generated::of(&mut client.clone(), request).await.unwrap().text;
+            let judgement = judge(&Prompt::parse(&question.prompt).unwrap(), answer.trim());
+            *satisfied += u32::from(judgement.traits.has(wanted));
+        }
+    }
+    let [before, after] = satisfied;
+    assert!(after >= before + 10, "{before} of 60 without, {after} with it");
     pair.stop().await.unwrap();
 }
 

@@ -20,7 +20,10 @@ use serde::Deserialize;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::method::{Decodes, Method, Worker};
+use crate::{
+    asks::Ask,
+    method::{Decodes, Method, Worker},
+};
 
 /// Seconds of training, as `train.json` beside the adapters tells them.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -118,10 +121,9 @@ impl Models {
     /// What a method lacks here, in words. `None`: nothing.
     pub fn lacks(&self, method: Method) -> Option<String> {
         let missing = match method {
-            Method::Soups => {
+            Method::Soups | Method::Dpo => {
                 Trait::ALL.into_iter().map(|one| self.expert(&[one])).find(|folder| !folder.is_dir())
             }
-            Method::Dpo => rivals::experts().map(|asked| self.expert(&asked)).find(|folder| !folder.is_dir()),
             Method::PadWeights => {
                 let head = self.pair.join("persrm/weight_head.safetensors");
                 (!head.exists()).then_some(head)
@@ -129,6 +131,11 @@ impl Models {
             _ => method.workers().iter().map(|w| self.worker(w)).find(|folder| !folder.is_dir()),
         };
         missing.map(|path| format!("{} is not there", path.display()))
+    }
+
+    /// Whether a method can be asked so here: an expert decodes just what it was trained for.
+    pub fn serves(&self, method: Method, ask: &Ask) -> bool {
+        method != Method::Dpo || self.expert(&ask.traits).is_dir()
     }
 
     /// Seconds of training that a new preference takes. `None`: not told.

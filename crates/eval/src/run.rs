@@ -74,7 +74,8 @@ impl Settings {
 
     /// Answers in all.
     pub fn answers(&self) -> usize {
-        self.cells().len() * self.asks.len()
+        let asked = |method: Method| self.asks.iter().filter(|ask| self.models.serves(method, ask)).count();
+        self.cells().into_iter().map(|(method, _)| asked(method)).sum()
     }
 }
 
@@ -174,7 +175,8 @@ async fn cell(
 ) -> Result<Row> {
     let Settings { sampling, streams, seed, .. } = settings;
     let mut groups: BTreeMap<Decodes, Vec<(usize, &Ask)>> = BTreeMap::new();
-    for (i, ask) in settings.asks.iter().enumerate() {
+    let served = |ask: &Ask| settings.models.serves(method, ask);
+    for (i, ask) in settings.asks.iter().enumerate().filter(|(_, ask)| served(ask)) {
         groups.entry(method.decodes(ask)).or_default().push((i, ask));
     }
     let mut asks: Vec<&Ask> = Vec::new();

@@ -24,8 +24,8 @@ pub struct Row {
     pub unseen: f64,
     /// Where one trait was asked for.
     pub single: f64,
-    /// Where two were.
-    pub pairs: f64,
+    /// Where two were; absent where no expert for pairs of traits is there to be asked.
+    pub pairs: Option<f64>,
     /// Of each trait: answers that have it, where it was asked for, alone or with another.
     pub dimensions: BTreeMap<String, f64>,
     /// Answers that are well formed.
@@ -71,7 +71,7 @@ impl Row {
             seen: scores.seen.value,
             unseen: scores.unseen.value,
             single: scores.single.value,
-            pairs: scores.pairs.value,
+            pairs: scores.pairs_asked.then_some(scores.pairs.value),
             dimensions: dimensions.clone().map(|(name, figure)| (name.to_owned(), figure.value)).collect(),
             well_formed: scores.well_formed.value,
             perplexity: scores.perplexity.value,
@@ -224,7 +224,8 @@ pub fn print_dimensions(rows: &[&Row]) -> String {
         for (name, share) in &row.dimensions {
             let _ = write!(out, " {:.0} ± {:.0} |", 100.0 * share, 100.0 * row.half(name));
         }
-        let _ = writeln!(out, " {:.0} | {:.0} |", 100.0 * row.single, 100.0 * row.pairs);
+        let pairs = row.pairs.map_or_else(|| "-".to_owned(), |share| format!("{:.0}", 100.0 * share));
+        let _ = writeln!(out, " {:.0} | {pairs} |", 100.0 * row.single);
     }
     out
 }
@@ -253,7 +254,7 @@ mod tests {
             seen: satisfaction,
             unseen: satisfaction,
             single: satisfaction,
-            pairs: satisfaction,
+            pairs: Some(satisfaction),
             dimensions: BTreeMap::from([("brief".to_owned(), satisfaction)]),
             well_formed,
             perplexity: 3.0,

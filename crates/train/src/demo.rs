@@ -82,7 +82,7 @@ impl DemoOptions {
             },
             lm: LmOptions { texts: 32_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
             dpo: DpoOptions { pairs: 9_600, batch: 16, rate: 7e-4, warm_up: 0.1, beta: 0.3, anchor: 8.0 },
-            head: HeadOptions { pairs: 4_800, batch: 16, rate: 1e-2, warm_up: 0.1, beta: 0.3 },
+            head: HeadOptions { pairs: 2_400, batch: 16, rate: 1e-2, warm_up: 0.1, beta: 0.3 },
             prompts: 100,
             strengths: vec![1.0, 2.0, 3.0],
             max_tokens: 160,
