@@ -88,8 +88,8 @@ struct DeviceArgs {
 #[command(next_help_heading = "Load")]
 struct LoadArgs {
     /// Texts at once [default: as many as one generator takes]
-    #[arg(long, value_name = "N", conflicts_with = "requests", value_parser = above_zero)]
-    streams: Option<f64>,
+    #[arg(long, value_name = "N", conflicts_with = "requests", value_parser = clap::value_parser!(u32).range(1..))]
+    streams: Option<u32>,
     /// Texts a second
     #[arg(long, value_name = "RATE", value_parser = above_zero)]
     requests: Option<f64>,
@@ -212,7 +212,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         context: f64::from(load.context.unwrap_or_default().max(load.prompt + load.output)),
         load: match (load.requests, load.streams) {
             (Some(rate), _) => Load::Requests(rate),
-            (None, streams) => Load::Streams(streams.unwrap_or(f64::from(load.slots))),
+            (None, streams) => Load::Streams(f64::from(streams.unwrap_or(load.slots))),
         },
         slots: (f64::from(load.slots), f64::from(load.worker_slots)),
         longest_step: load.max_step_ms.map(|ms| ms / 1e3),

@@ -156,7 +156,7 @@ impl Ask {
     /// The most of `fit` whose step takes no longer.
     fn most_within(&self, half: &Half, fit: f64, seconds: f64) -> f64 {
         // A step grows with its rows.
-        let (mut most, mut too_many) = (0.0_f64, fit + 1.0);
+        let (mut most, mut too_many) = (0.0_f64, fit.floor() + 1.0);
         while too_many - most > 1.0 {
             let middle = ((most + too_many) / 2.0).floor();
             if self.busy_step(half, middle) <= seconds { most = middle } else { too_many = middle }
