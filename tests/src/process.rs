@@ -34,11 +34,24 @@ impl Process {
         listen: &str,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Self> {
+        Self::start_logging(name, listen, args, Stdio::inherit())
+    }
+
+    /// `start_at`, with a place for what it logs.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_logging<S: AsRef<OsStr>>(
+        name: &str,
+        listen: &str,
+        args: impl IntoIterator<Item = S>,
+        log: impl Into<Stdio>,
+    ) -> Result<Self> {
         let mut child = Command::new(binary(name)?)
             .args(["--listen", listen])
             .args(args)
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
