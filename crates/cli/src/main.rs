@@ -1,4 +1,4 @@
-//! The `attune` command: generate, compare, describe, train, write models to measure with, make tokens.
+//! The `attune` command: generate, compare, describe, keep profiles, train, write models to measure with, make tokens.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -12,9 +12,11 @@ mod failure;
 mod generate;
 mod json;
 mod models;
+mod profile;
 mod request;
 mod request_args;
 mod stream;
+mod table;
 mod token;
 mod train;
 
@@ -36,6 +38,8 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Show what a generator (or a reward worker) serves.
     Describe(describe::DescribeArgs),
+    /// Keep people's profiles, and carry them over to another store or model.
+    Profile(profile::ProfileArgs),
     /// Train models.
     Train(train::TrainArgs),
     /// Measure how well each method aligns, with one judge in one run: the table, and a plot.
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Generate(args) => with_runtime(generate::run(*args)),
         Command::Describe(args) => with_runtime(describe::run(args)),
+        Command::Profile(args) => with_runtime(profile::run(args)),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),
