@@ -4,6 +4,7 @@ use std::sync::mpsc as jobs;
 
 use attune_proto::reward::v1::{Prompt, open::By};
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use crate::{engine::Command, resolve::Resolver, scheduler::Key, slots::Slot};
 
@@ -17,6 +18,8 @@ pub(crate) struct Job {
     pub(crate) prompt: Option<Prompt>,
     /// What to be guided by.
     pub(crate) by: Option<By>,
+    /// The job in the session's trace; it ends with it.
+    pub(crate) span: Span,
 }
 
 /// Works until the engine is gone.
@@ -34,6 +37,7 @@ impl Job {
     /// Does it; gives what the engine is told of it.
     pub(crate) fn resolve(self, resolver: &Resolver) -> Command {
         let result = Box::new(resolver.resolve(self.prompt, self.by));
+        drop(self.span);
         Command::Resolved { key: self.key, slot: self.slot, result }
     }
 }

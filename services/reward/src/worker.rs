@@ -50,6 +50,14 @@ impl Worker {
     /// # Errors
     /// Says what the model, the memory, the address or a setting has wrong.
     pub async fn start(config: RewardConfig) -> anyhow::Result<Self> {
+        Self::start_with(config, Metrics::new("attune-reward")?).await
+    }
+
+    /// `start`, with the metrics of a process that exports them.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub async fn start_with(config: RewardConfig, metrics: Metrics) -> anyhow::Result<Self> {
         config.validate()?;
         let (model, scheduler, persrm) = {
             let config = config.clone();
@@ -66,8 +74,7 @@ impl Worker {
             .spawn(move || prompts::run(&resolver, &jobs, &weak))
             .context("cannot start a thread")?;
         let (context, slots) = (scheduler.limits().context, scheduler.slots());
-        let metrics = Metrics::new("attune-reward")?;
-        let engine = Engine::new(inbox, prompts, model, scheduler, Instruments::new(&metrics));
+        let engine = Engine::new(inbox, prompts, model, scheduler, Instruments::new(&metrics, slots));
         let engine = EngineThread::spawn(move || engine.run())?;
 
         let max = config.server.max_message_bytes;

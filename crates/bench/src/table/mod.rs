@@ -10,7 +10,10 @@ mod identity;
 mod pair;
 mod quantised;
 mod rows;
+mod secure;
 mod service;
+mod sides;
+mod telemetry;
 mod wired;
 
 use std::path::PathBuf;
@@ -117,5 +120,7 @@ pub async fn run(settings: &Settings, say: impl Fn(&str)) -> Result<Vec<Row>> {
     quantised::run(settings, &mut results).await?;
     wired::run(settings, &mut results).await?;
     identity::run(settings, &mut results).await?;
+    telemetry::run(settings, &mut results).await?;
+    secure::run(settings, &mut results).await?;
     Ok(results.into_rows())
 }

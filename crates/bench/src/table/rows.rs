@@ -34,6 +34,10 @@ pub enum Key {
     Wire64,
     /// Share of texts that stay the same.
     Identity,
+    /// Tokens a second with telemetry over those without.
+    Telemetry,
+    /// Tokens a second with TLS over those in plain text.
+    Tls,
 }
 
 /// What a row must reach.
@@ -77,6 +81,8 @@ impl Display for Key {
             Self::Wire1 => f.write_str("wire-1"),
             Self::Wire64 => f.write_str("wire-64"),
             Self::Identity => f.write_str("identity"),
+            Self::Telemetry => f.write_str("telemetry"),
+            Self::Tls => f.write_str("tls"),
         }
     }
 }
@@ -120,6 +126,17 @@ impl Key {
                     .to_owned(),
                 AtLeast(1.0),
             ),
+            Self::Telemetry => (
+                "16 guided streams, OTLP and a scraped /metrics against neither, share of the tokens/s, small"
+                    .to_owned(),
+                AtLeast(0.98),
+            ),
+            Self::Tls => (
+                "16 guided streams, TLS for clients and mutual TLS in the pair against plain text, share of the \
+                 tokens/s, small"
+                    .to_owned(),
+                AtLeast(0.95),
+            ),
         }
     }
 }
@@ -135,6 +152,7 @@ pub fn rows() -> Vec<Key> {
         &both(Key::Coupling),
         &both(Key::Elsewhere),
         &[Key::Streams, Key::Q8Speed, Key::Q8Agreement, Key::Wire1, Key::Wire64, Key::Identity],
+        &[Key::Telemetry, Key::Tls],
     ]
     .concat()
 }
