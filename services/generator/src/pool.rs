@@ -323,7 +323,7 @@ impl Pool {
             otel.kind = "client",
             otel.status_code = Empty,
             server.address = name.as_str(),
-            attune.guidance = holder.1 as u64,
+            attune.guidance = holder.1 as i64,
             attune.session.moved = !matches!(opening.before, Before::Nothing),
         );
         let traceparent = trace::traceparent(&span);

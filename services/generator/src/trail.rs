@@ -110,8 +110,8 @@ impl Trail {
 
     /// The request is valid, and goes to the engine.
     pub(crate) fn submitted(&mut self, request: &ValidRequest) {
-        self.span.record("gen_ai.request.max_tokens", request.sampling.max_tokens as u64);
-        self.span.record("attune.guidances", request.guidances.len() as u64);
+        self.span.record("gen_ai.request.max_tokens", request.sampling.max_tokens as i64);
+        self.span.record("attune.guidances", request.guidances.len() as i64);
         self.queued();
     }
 
@@ -167,9 +167,9 @@ impl Trail {
     /// It has come to its end.
     pub(crate) fn finished(mut self, reason: FinishReason, usage: &Usage) {
         self.code = Code::Ok;
-        self.span.record("gen_ai.usage.input_tokens", usage.prompt_tokens);
-        self.span.record("gen_ai.usage.output_tokens", usage.generated_tokens);
-        self.span.record("attune.cached_tokens", usage.cached_tokens);
+        self.span.record("gen_ai.usage.input_tokens", i64::from(usage.prompt_tokens));
+        self.span.record("gen_ai.usage.output_tokens", i64::from(usage.generated_tokens));
+        self.span.record("attune.cached_tokens", i64::from(usage.cached_tokens));
         let reasons = Array::String(vec![StringValue::from(reason.as_str_name())]);
         self.span.set_attribute("gen_ai.response.finish_reasons", Value::Array(reasons));
         if let (Some(first), Some(last), 2..) = (self.first_token, self.last_token, self.tokens) {

@@ -24,7 +24,7 @@ impl Trail {
             otel.status_code = Empty,
             error.type = Empty,
             attune.method = Empty,
-            attune.generated_tokens = generated as u64,
+            attune.generated_tokens = generated as i64,
             attune.cached_tokens = Empty,
         );
         trace::continue_from(&span, traceparent);
@@ -39,7 +39,7 @@ impl Trail {
     /// It is admitted, with so many tokens that need not be read, and reads its context.
     pub(crate) fn admitted(&mut self, method: &str, cached: usize) {
         self.span.record("attune.method", method);
-        self.span.record("attune.cached_tokens", cached as u64);
+        self.span.record("attune.cached_tokens", cached as i64);
         self.prefill = tracing::info_span!(target: TARGET, parent: &self.span, "prefill");
     }
 

@@ -1,7 +1,8 @@
 //! Spans that are exported, and the trace context of the W3C that goes from one process to the next.
 //!
 //! A span of this target is made only where traces are exported; elsewhere it is disabled, and all that
-//! is done with it does nothing. No text of people's, no token and no preference stands in a span.
+//! is done with it does nothing. No text of people's, no token and no preference stands in a span. Numbers
+//! are given as `i64`: of an unsigned one the exporting layer makes a text.
 
 use std::collections::HashMap;
 
