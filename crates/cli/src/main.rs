@@ -9,7 +9,9 @@ mod contributions;
 mod describe;
 mod eval;
 mod failure;
+mod fetch;
 mod generate;
+mod health;
 mod json;
 mod models;
 mod request;
@@ -36,6 +38,10 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Show what a generator (or a reward worker) serves.
     Describe(describe::DescribeArgs),
+    /// Ask whether a service is well: for health checks that run a command.
+    Health(health::HealthArgs),
+    /// Fetch a model from the hub before a service needs it.
+    Fetch(fetch::FetchArgs),
     /// Train models.
     Train(train::TrainArgs),
     /// Measure how well each method aligns, with one judge in one run: the table, and a plot.
@@ -53,6 +59,8 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Generate(args) => with_runtime(generate::run(*args)),
         Command::Describe(args) => with_runtime(describe::run(args)),
+        Command::Health(args) => with_runtime(health::run(args)),
+        Command::Fetch(args) => fetch::run(&args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),
