@@ -7,6 +7,12 @@ command -v buf >/dev/null || left_out+=("buf lint and buf breaking of the protos
     left_out+=("the CUDA sources through NVRTC: it is not installed (scripts/nvrtc.sh)")
 command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources on a CPU: no C++ compiler")
 command -v cargo-deny >/dev/null || left_out+=("cargo deny: cargo-deny is not installed")
+for tool in helm kubectl-validate; do
+    [ -x "target/tools/$tool" ] || command -v "$tool" >/dev/null ||
+        left_out+=("the chart: $tool is not installed (scripts/chart-tools.sh install)")
+done
+{ command -v prometheus && command -v promtool; } >/dev/null ||
+    left_out+=("the dashboard, alerts and autoscalers' queries: Debian's package prometheus is not installed")
 for line in "${left_out[@]+"${left_out[@]}"}"; do
     echo "left out: $line"
 done
@@ -14,4 +20,4 @@ if [ ${#left_out[@]} -gt 0 ] && [ "${ATTUNE_REQUIRE_ALL:-}" = 1 ]; then
     echo "ATTUNE_REQUIRE_ALL=1: nothing may be left out" >&2
     exit 1
 fi
-echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"
+echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), images (make images), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"
