@@ -35,14 +35,13 @@ start generator "$bin/attune-generator" --config "$place/generator.toml" --threa
 
 # The command of the test's pod, and where it sends it.
 mapfile -t args < <(awk '/^    - name: generate/ {on = 1} on && /^        - / {print substr($0, 11)} /securityContext/ && on {exit}' "$objects")
-host=
 for i in "${!args[@]}"; do
     case ${args[i]} in
-        --endpoint=https://*) host=${args[i]#--endpoint=https://}; host=${host%:*}; args[i]=--endpoint=https://$address ;;
+        --endpoint=*) args[i]=--endpoint=https://$address ;;
         --ca=*) args[i]=--ca=$place/generator/tls/ca.crt ;;
     esac
 done
-text=$("$bin/attune" generate "${args[@]}" --server-name "$host" 2>"$place/said") ||
+text=$("$bin/attune" generate "${args[@]}" 2>"$place/said") ||
     { echo "chart: the request of helm test failed: $(cat "$place/said" "$logs"/*.err)" >&2; exit 1; }
 [ -n "$text" ] || { echo "chart: the request of helm test wrote nothing" >&2; exit 1; }
 # Nobody without the generator's certificate reaches a worker.

@@ -28,6 +28,10 @@ for number, line in enumerate((chart / "values.yaml").read_text().splitlines(), 
         if match[3].strip() and not before.lstrip().startswith("#"):
             problems.append(f"values.yaml:{number}: `{'.'.join(above)}` has no comment")
     before = line
+version = re.search(r'^version = "(.*)"', pathlib.Path("Cargo.toml").read_text(), re.M)[1]
+for field in ("version", "appVersion"):
+    if f"\n{field}: {version}\n" not in (chart / "Chart.yaml").read_text():
+        problems.append(f"Chart.yaml: {field} is not {version}, as Cargo.toml has it")
 listed = known(schema, "")
 problems += [f"values.yaml lacks `{path}`, which the schema has" for path in sorted(listed - found - {"global"})]
 problems += [f"the schema lacks `{path}`" for path in sorted(found - listed)]

@@ -43,7 +43,12 @@
 {{- if and .Values.auth.jwks.secret (not (and .Values.auth.jwks.issuer .Values.auth.jwks.audience)) }}
 {{- fail "auth.jwks.secret is set: set auth.jwks.issuer and auth.jwks.audience too, or tokens for other services would count here" }}
 {{- end }}
-{{- if and .Values.tls.clientsSecret (eq .Values.tls.source "none") }}
-{{- fail "tls.clientsSecret is set and tls.source is none: choose generated, cert-manager or secrets" }}
+{{- with .Values.tls.clients }}
+{{- if and .secret (eq $.Values.tls.source "none") }}
+{{- fail "tls.clients.secret is set and tls.source is none: choose generated, cert-manager or secrets" }}
+{{- end }}
+{{- if ne (empty .secret) (empty .name) }}
+{{- fail "tls.clients: set both secret and name, the name that its certificate is for" }}
+{{- end }}
 {{- end }}
 {{- end }}

@@ -15,7 +15,7 @@
 {{- $e := $v.engine -}}
 {{- $server := dict "listen" (printf "%s:%d" (include "attune.listenHost" .root) (int $v.service.port)) "admin_listen" (printf "%s:%d" (include "attune.listenHost" .root) (int .root.Values.monitoring.adminPort)) "drain_seconds" (int $v.drainSeconds) -}}
 {{- if include "attune.tlsOn" .root }}
-{{- $shown := ternary "/tls-clients" "/tls" (and (eq .component "generator") (ne .root.Values.tls.clientsSecret "")) -}}
+{{- $shown := ternary "/tls-clients" "/tls" (and (eq .component "generator") (ne .root.Values.tls.clients.secret "")) -}}
 {{- $_ := set $server "tls" (dict "cert" (printf "%s/tls.crt" $shown) "key" (printf "%s/tls.key" $shown)) -}}
 {{- else }}
 {{- $_ := set $server "insecure" true -}}

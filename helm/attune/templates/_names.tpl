@@ -62,6 +62,19 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if ne .Values.tls.source "none" }}true{{ end -}}
 {{- end }}
 
+{{/* The Secret whose `ca.crt` clients know the generator by. Nothing: they know it by the system's authorities. */}}
+{{- define "attune.clientsAuthority" -}}
+{{- $clients := .Values.tls.clients -}}
+{{- if and (include "attune.tlsOn" .) (or (not $clients.secret) $clients.privateAuthority) -}}
+{{- default (include "attune.tlsSecret" (dict "root" . "component" "generator")) $clients.secret -}}
+{{- end -}}
+{{- end }}
+
+{{/* The name of the certificate that the generator shows to clients. */}}
+{{- define "attune.clientsName" -}}
+{{- default (include "attune.host" (dict "root" . "component" "generator")) .Values.tls.clients.name -}}
+{{- end }}
+
 {{- define "attune.url" -}}
 {{ ternary "https" "http" (eq (include "attune.tlsOn" .) "true") }}://{{ include "attune.componentName" (dict "root" . "component" "generator") }}.{{ .Release.Namespace }}.svc:{{ .Values.generator.service.port }}
 {{- end }}
