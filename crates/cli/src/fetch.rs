@@ -10,10 +10,12 @@ use attune_engine::hub;
 
 /// Flags of `attune fetch`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "HF_HUB_CACHE (or HF_HOME) says where it is kept, HF_TOKEN who asks, HF_ENDPOINT which hub is asked.
+#[command(
+    after_help = "HF_HUB_CACHE (or HF_HOME) says where it is kept, HF_TOKEN who asks, HF_ENDPOINT which hub is asked.
 
 Example:
-  HF_HUB_CACHE=/models/hub attune fetch my-org/my-persrm --revision 1a2b3c --link /models/persrm")]
+  HF_HUB_CACHE=/models/hub attune fetch my-org/my-persrm --revision 1a2b3c --link /models/persrm"
+)]
 pub(crate) struct FetchArgs {
     /// The model's id, as organisation/name. A folder or GGUF file that exists is taken as it is.
     model: String,
