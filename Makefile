@@ -8,7 +8,7 @@ SEED ?= 1
 SECONDS_EACH ?= 600
 IMAGES ?= cpu
 
-.PHONY: help demo run test lint bench eval kernel-bench chaos simulate models fuzz vectors chart dashboards images
+.PHONY: help demo run test lint bench eval kernel-bench chaos simulate models fuzz vectors python chart dashboards images
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,6 @@ run: ## start both services on the embedded pair and keep them up
 test: lint ## everything that can be checked here; what is left out is listed
 	$(CARGO) build --workspace --bins
 	scripts/left-out.sh
-	scripts/chart.sh
-	scripts/dashboards.sh
 	$(CARGO) test --workspace
 
 lint: ## formatting, clippy without warnings, the protos' style, what is built in
@@ -71,6 +69,10 @@ models: ## write the 'small' and 'medium' checkpoints of the benchmarks to model
 
 fuzz: ## ten minutes of each fuzz target (needs a nightly compiler and cargo-fuzz); SECONDS_EACH=600
 	scripts/fuzz.sh $(SECONDS_EACH)
+
+python: ## the Python client with what its tests need, in target/tools/python; and its stubs, anew from proto/
+	scripts/python-client.sh
+	scripts/python-stubs.sh
 
 vectors: ## remake the kept test vectors with the Python reference (needs tests/peers/.venv)
 	tests/peers/.venv/bin/python tests/peers/make_vectors.py

@@ -7,12 +7,12 @@ command -v buf >/dev/null || left_out+=("buf lint and buf breaking of the protos
     left_out+=("the CUDA sources through NVRTC: it is not installed (scripts/nvrtc.sh)")
 command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources on a CPU: no C++ compiler")
 command -v cargo-deny >/dev/null || left_out+=("cargo deny: cargo-deny is not installed")
-for tool in helm kubectl-validate; do
-    [ -x "target/tools/$tool" ] || command -v "$tool" >/dev/null ||
-        left_out+=("the chart: $tool is not installed (scripts/chart-tools.sh install)")
+have() { [ -x "target/tools/$1" ] || command -v "$1" >/dev/null; }
+have python/bin/pytest || left_out+=("the Python client and its examples: scripts/python-client.sh was not run")
+have grpcurl || left_out+=("the grpcurl examples: grpcurl is not installed")
+for program in go buf protoc-gen-go protoc-gen-go-grpc; do
+    have "$program" || left_out+=("the Go examples: $program is not installed")
 done
-{ command -v prometheus && command -v promtool; } >/dev/null ||
-    left_out+=("the dashboard, alerts and autoscalers' queries: Debian's package prometheus is not installed")
 for line in "${left_out[@]+"${left_out[@]}"}"; do
     echo "left out: $line"
 done
