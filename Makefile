@@ -6,8 +6,9 @@ PORT ?= 50051
 HOURS ?= 2
 SEED ?= 1
 SECONDS_EACH ?= 600
+IMAGES ?= cpu
 
-.PHONY: help demo run test lint bench eval kernel-bench chaos simulate models fuzz vectors
+.PHONY: help demo run test lint bench eval kernel-bench chaos simulate models fuzz vectors python chart dashboards images
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,18 @@ lint: ## formatting, clippy without warnings, the protos' style, what is built i
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	scripts/buf-lint.sh
 	scripts/deny.sh
+
+chart: ## the Helm chart: linted, rendered, validated offline, refusals, upgrades, and a pair on its settings
+	$(CARGO) build --workspace --bins
+	scripts/chart.sh
+
+dashboards: ## the dashboard, alerts and autoscalers' queries, against a pair at work
+	$(CARGO) build --workspace --bins
+	scripts/dashboards.sh
+
+images: ## the container images (IMAGES=cuda: with CUDA's libraries); IMAGES=local: without a registry, and run
+	if [ "$(IMAGES)" = local ]; then $(CARGO) build --workspace --bins; fi
+	scripts/images.sh $(IMAGES)
 
 bench: models ## the table of figures to reach; BENCH="--rows floor,wire --quick" narrows it
 	target/release/attune bench table --out target/bench/table.json $(BENCH)
@@ -56,6 +69,10 @@ models: ## write the 'small' and 'medium' checkpoints of the benchmarks to model
 
 fuzz: ## ten minutes of each fuzz target (needs a nightly compiler and cargo-fuzz); SECONDS_EACH=600
 	scripts/fuzz.sh $(SECONDS_EACH)
+
+python: ## the Python client with what its tests need, in target/tools/python; and its stubs, anew from proto/
+	scripts/python-client.sh
+	scripts/python-stubs.sh
 
 vectors: ## remake the kept test vectors with the Python reference (needs tests/peers/.venv)
 	tests/peers/.venv/bin/python tests/peers/make_vectors.py

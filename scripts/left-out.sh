@@ -7,6 +7,12 @@ command -v buf >/dev/null || left_out+=("buf lint and buf breaking of the protos
     left_out+=("the CUDA sources through NVRTC: it is not installed (scripts/nvrtc.sh)")
 command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources on a CPU: no C++ compiler")
 command -v cargo-deny >/dev/null || left_out+=("cargo deny: cargo-deny is not installed")
+have() { [ -x "target/tools/$1" ] || command -v "$1" >/dev/null; }
+have python/bin/pytest || left_out+=("the Python client and its examples: scripts/python-client.sh was not run")
+have grpcurl || left_out+=("the grpcurl examples: grpcurl is not installed")
+for program in go buf protoc-gen-go protoc-gen-go-grpc; do
+    have "$program" || left_out+=("the Go examples: $program is not installed")
+done
 for line in "${left_out[@]+"${left_out[@]}"}"; do
     echo "left out: $line"
 done
@@ -14,4 +20,4 @@ if [ ${#left_out[@]} -gt 0 ] && [ "${ATTUNE_REQUIRE_ALL:-}" = 1 ]; then
     echo "ATTUNE_REQUIRE_ALL=1: nothing may be left out" >&2
     exit 1
 fi
-echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"
+echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), images (make images), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"

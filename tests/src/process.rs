@@ -34,11 +34,24 @@ impl Process {
         listen: &str,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Self> {
+        Self::start_logging(name, listen, args, Stdio::inherit())
+    }
+
+    /// `start_at`, with a place for what it logs.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_logging<S: AsRef<OsStr>>(
+        name: &str,
+        listen: &str,
+        args: impl IntoIterator<Item = S>,
+        log: impl Into<Stdio>,
+    ) -> Result<Self> {
         let mut child = Command::new(binary(name)?)
             .args(["--listen", listen])
             .args(args)
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
@@ -132,4 +145,13 @@ pub fn binary(name: &str) -> Result<PathBuf> {
         bail!("{} is missing; build it first: cargo build --workspace --bins", path.display());
     }
     Ok(path)
+}
+
+/// Says what this machine cannot check. With `ATTUNE_REQUIRE_ALL=1` that is a failure.
+///
+/// # Panics
+/// Where nothing may be left out.
+pub fn left_out(why: &str) {
+    assert!(std::env::var_os("ATTUNE_REQUIRE_ALL").is_none_or(|v| v != "1"), "left out: {why}");
+    println!("left out: {why}");
 }

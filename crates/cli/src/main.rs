@@ -1,4 +1,4 @@
-//! The `attune` command: generate, compare, describe, train, write models to measure with, make tokens.
+//! The `attune` command: generate, compare, describe, train, write models to measure with, make tokens, size a pair.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -9,9 +9,12 @@ mod contributions;
 mod describe;
 mod eval;
 mod failure;
+mod fetch;
 mod generate;
+mod health;
 mod json;
 mod models;
+mod plan;
 mod request;
 mod request_args;
 mod stream;
@@ -25,6 +28,9 @@ use clap::{Parser, Subcommand};
 /// Language models that answer in each person's way, aligned while they decode.
 #[derive(Debug, Parser)]
 #[command(name = "attune", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "With `make run` in another terminal:
+  attune generate --prefer \"with a funny joke\" \"How do I bake the bread?\"
+  attune describe")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -36,6 +42,10 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Show what a generator (or a reward worker) serves.
     Describe(describe::DescribeArgs),
+    /// Ask whether a service is well: for health checks that run a command.
+    Health(health::HealthArgs),
+    /// Fetch a model from the hub before a service needs it.
+    Fetch(fetch::FetchArgs),
     /// Train models.
     Train(train::TrainArgs),
     /// Measure how well each method aligns, with one judge in one run: the table, and a plot.
@@ -44,6 +54,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Write seeded random models of known shapes, to test and measure with.
     Models(models::ModelsArgs),
+    /// Work out how many devices of which size given models and load need.
+    Plan(Box<plan::PlanArgs>),
     /// Make a token that says who calls, and the line that tells the generator of it.
     Token(token::TokenArgs),
 }
@@ -53,10 +65,13 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Generate(args) => with_runtime(generate::run(*args)),
         Command::Describe(args) => with_runtime(describe::run(args)),
+        Command::Health(args) => with_runtime(health::run(args)),
+        Command::Fetch(args) => fetch::run(&args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Token(args) => token::run(&args),
     };
     match done {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use attune_engine::{
-    BaseModel, DecoderConfig, LoadOptions, PreferenceTemplate, SharedPrefix, hub,
+    BaseModel, DecoderConfig, LoadOptions, PreferenceTemplate, SharedPrefix,
     kv::{BLOCK_SIZE, KvCache, Sharing, blocks_for},
 };
 use attune_proto::{
@@ -218,8 +218,8 @@ fn load(config: &GeneratorConfig) -> anyhow::Result<Device> {
     let engine = &config.engine;
     let threads = engine.threads()?;
     let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
-    let folder = hub::resolve(&engine.model, engine.model_revision.as_deref(), None)?;
-    let model = BaseModel::load(&folder, &engine.id(), &options)?;
+    let path = engine.locate()?;
+    let model = BaseModel::load(path, &engine.id(), &options)?;
     let shape = &model.assets.config;
     let blocks = blocks(config, shape)?;
     let cache = KvCache::new(shape, blocks, &candle_core::Device::Cpu)?;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use attune_engine::{
-    LoadOptions, PersRm, SharedPrefix, hub,
+    LoadOptions, PersRm, SharedPrefix,
     kv::{KvCache, Sharing, blocks_for},
 };
 use attune_proto::{
@@ -123,8 +123,8 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
     let engine = &config.engine;
     let threads = engine.threads()?;
     let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
-    let folder = hub::resolve(&engine.model, engine.model_revision.as_deref(), None)?;
-    let persrm = Arc::new(PersRm::load(&folder, &engine.id(), &options)?);
+    let path = engine.locate()?;
+    let persrm = Arc::new(PersRm::load(path, &engine.id(), &options)?);
     let assets = &persrm.assets;
     let (scheduler, blocks) = scheduler(config, &persrm)?;
     if scheduler.limits().context < assets.config.context {
