@@ -10,7 +10,9 @@ mod contributions;
 mod describe;
 mod eval;
 mod failure;
+mod fetch;
 mod generate;
+mod health;
 mod json;
 mod models;
 mod plan;
@@ -45,6 +47,10 @@ enum Command {
     Describe(describe::DescribeArgs),
     /// Keep people's profiles, and carry them over to another store or model.
     Profile(profile::ProfileArgs),
+    /// Ask whether a service is well: for health checks that run a command.
+    Health(health::HealthArgs),
+    /// Fetch a model from the hub before a service needs it.
+    Fetch(fetch::FetchArgs),
     /// Train models.
     Train(train::TrainArgs),
     /// Measure how well each method aligns, with one judge in one run: the table, and a plot.
@@ -65,6 +71,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => with_runtime(generate::run(*args)),
         Command::Describe(args) => with_runtime(describe::run(args)),
         Command::Profile(args) => with_runtime(profile::run(args)),
+        Command::Health(args) => with_runtime(health::run(args)),
+        Command::Fetch(args) => fetch::run(&args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),
