@@ -16,7 +16,6 @@ use attune_service::{
     config::ConfigError,
     listener,
     metrics::Metrics,
-    profiles::Profiles,
     server::{Drain, Server},
     service::{EngineThread, Service},
     tls::ClientTls,
@@ -34,8 +33,9 @@ use crate::{
     decoding::Decoding,
     discovery::{self, Resolve, Source},
     engine::{Device, Ends, Engine, Inbox},
-    metrics::Instruments,
+    metrics::{Instruments, Requests},
     pool::Pool,
+    profiles::Profiles,
     roster::Roster,
     scheduler::{self, Scheduler},
     validate::Limits,
@@ -55,6 +55,14 @@ impl Generator {
     /// # Errors
     /// Says what the model, the memory, an address or a setting has wrong.
     pub async fn start(config: GeneratorConfig) -> anyhow::Result<Self> {
+        Self::start_with(config, Metrics::new("attune-generator")?).await
+    }
+
+    /// `start`, with the metrics of a process that exports them.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub async fn start_with(config: GeneratorConfig, metrics: Metrics) -> anyhow::Result<Self> {
         config.validate()?;
         let bound = listener::open(&config.server).await?;
         let device = {
@@ -69,10 +77,8 @@ impl Generator {
             seed: rand::random(),
             inline: false,
         };
-        let Parts { api, roster, device, scheduler, inbox, ends, seed, counters } =
-            parts(&config, device, surroundings)?;
-        let metrics = Metrics::new("attune-generator")?;
-        let instruments = Instruments::new(&metrics, &api.load, &counters);
+        let Parts { api, roster, device, scheduler, inbox, ends, seed, counters, instruments } =
+            parts(&config, device, surroundings, &metrics)?;
         let (assets, patience) = (Arc::clone(&api.assets), config.patience());
         let engine = EngineThread::spawn(move || {
             let pool = Pool::new(seed, counters);
@@ -82,9 +88,10 @@ impl Generator {
         let mut connections = JoinSet::new();
         connections.spawn(roster.run());
         let max = config.server.max_message_bytes;
+        let profiles = Profiles::new(api.workers.clone(), api.quotas.clone(), max, api.clocks);
         let server = Server::new(&config.server, config.auth.door(config.server.reload())?)
             .add_service(GeneratorServiceServer::new(api).max_decoding_message_size(max))
-            .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
+            .add_service(ProfileServiceServer::new(profiles).max_decoding_message_size(max));
         let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
         Ok(Self { service, inbox, connections })
     }
@@ -136,6 +143,7 @@ pub(crate) struct Parts {
     pub(crate) ends: Ends,
     pub(crate) seed: u64,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) instruments: Instruments,
 }
 
 /// Puts a generator together.
@@ -143,6 +151,7 @@ pub(crate) fn parts(
     config: &GeneratorConfig,
     device: Device,
     surroundings: Surroundings,
+    metrics: &Metrics,
 ) -> anyhow::Result<Parts> {
     let Surroundings { dial, resolve, seed, inline } = surroundings;
     let sources: Vec<Source> = config.reward.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
@@ -173,12 +182,15 @@ pub(crate) fn parts(
         counters: Arc::clone(&counters),
     };
     let guided = !sources.is_empty();
+    let instruments = Instruments::new(metrics, slots, &watched, &counters);
+    let requests = Arc::new(Requests::new(metrics, &assets.id));
     let (roster, workers) = Roster::new(sources, resolve, dialer, inbox.clone());
     let api = Api {
         assets,
         fingerprint,
         engine: inbox.clone(),
         permits: Arc::new(Semaphore::new(slots + config.queue)),
+        requests,
         quotas: Quotas::new(config.auth.limits),
         limits: Limits {
             max_tokens: config.max_tokens,
@@ -194,7 +206,7 @@ pub(crate) fn parts(
         workers,
     };
     let ends = Ends { commands, load };
-    Ok(Parts { api, roster, device, scheduler, inbox, ends, seed, counters })
+    Ok(Parts { api, roster, device, scheduler, inbox, ends, seed, counters, instruments })
 }
 
 /// The blocks that the configured memory holds, and no more than the slots can use.
