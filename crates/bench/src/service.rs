@@ -34,6 +34,8 @@ impl Service {
         let mut process = Command::new(&path)
             .args(["--listen", "127.0.0.1:0", "--log", "error"])
             .args(args)
+            // What is measured keeps nobody's profiles, but where its arguments say so.
+            .env("ATTUNE_REWARD_PROFILES__URL", "")
             .env("OTEL_METRIC_EXPORT_INTERVAL", METRICS)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -1,4 +1,5 @@
-//! The `attune` command: generate, compare, describe, train, write models to measure with, make tokens, size a pair.
+//! The `attune` command: generate, compare, describe, keep profiles, train, write models to measure with, make tokens,
+//! size a pair.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -15,9 +16,11 @@ mod health;
 mod json;
 mod models;
 mod plan;
+mod profile;
 mod request;
 mod request_args;
 mod stream;
+mod table;
 mod token;
 mod train;
 
@@ -42,6 +45,8 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Show what a generator (or a reward worker) serves.
     Describe(describe::DescribeArgs),
+    /// Keep people's profiles, and carry them over to another store or model.
+    Profile(profile::ProfileArgs),
     /// Ask whether a service is well: for health checks that run a command.
     Health(health::HealthArgs),
     /// Fetch a model from the hub before a service needs it.
@@ -65,6 +70,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Generate(args) => with_runtime(generate::run(*args)),
         Command::Describe(args) => with_runtime(describe::run(args)),
+        Command::Profile(args) => with_runtime(profile::run(args)),
         Command::Health(args) => with_runtime(health::run(args)),
         Command::Fetch(args) => fetch::run(&args),
         Command::Train(args) => train::run(args),

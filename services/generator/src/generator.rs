@@ -16,7 +16,6 @@ use attune_service::{
     config::ConfigError,
     listener,
     metrics::Metrics,
-    profiles::Profiles,
     server::{Drain, Server},
     service::{EngineThread, Service},
     tls::ClientTls,
@@ -36,6 +35,7 @@ use crate::{
     engine::{Device, Ends, Engine, Inbox},
     metrics::{Instruments, Requests},
     pool::Pool,
+    profiles::Profiles,
     roster::Roster,
     scheduler::{self, Scheduler},
     validate::Limits,
@@ -88,9 +88,10 @@ impl Generator {
         let mut connections = JoinSet::new();
         connections.spawn(roster.run());
         let max = config.server.max_message_bytes;
+        let profiles = Profiles::new(api.workers.clone(), api.quotas.clone(), max, api.clocks);
         let server = Server::new(&config.server, config.auth.door(config.server.reload())?)
             .add_service(GeneratorServiceServer::new(api).max_decoding_message_size(max))
-            .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
+            .add_service(ProfileServiceServer::new(profiles).max_decoding_message_size(max));
         let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
         Ok(Self { service, inbox, connections })
     }

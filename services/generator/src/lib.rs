@@ -22,6 +22,7 @@ mod guides;
 mod metrics;
 mod output;
 mod pool;
+mod profiles;
 mod roster;
 mod scheduler;
 mod sequence;

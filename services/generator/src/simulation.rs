@@ -98,7 +98,7 @@ pub fn generator(
     let decoding = Decoding::new(Arc::clone(&api.assets), scheduler, pool, config.patience(), instruments);
     let (assets, limits, requests) = (Arc::clone(&api.assets), api.limits, Arc::clone(&api.requests));
     let driver = Driver { engine: Engine::new(device, decoding, ends), assets, limits, requests };
-    Ok((GeneratorServiceServer::with_interceptor(api, Door::open()), driver, Roster::run(roster)))
+    Ok((GeneratorServiceServer::with_interceptor(api, Door::open(None)), driver, Roster::run(roster)))
 }
 
 impl Driver {

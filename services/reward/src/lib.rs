@@ -6,11 +6,13 @@
 
 mod api;
 mod config;
+mod desk;
 mod engine;
 mod failure;
 mod method;
 mod metrics;
 mod model;
+mod profiles;
 mod prompts;
 mod resolve;
 mod scheduler;
@@ -23,6 +25,7 @@ mod trail;
 mod worker;
 
 pub use config::{Args, RewardConfig};
+pub use profiles::ProfilesConfig;
 pub use worker::Worker;
 
 use attune_service::{metrics::Metrics, server::Drain};

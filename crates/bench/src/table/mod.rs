@@ -8,6 +8,7 @@ mod decode;
 mod elsewhere;
 mod identity;
 mod pair;
+mod profiles;
 mod quantised;
 mod rows;
 mod secure;
@@ -118,6 +119,7 @@ pub async fn run(settings: &Settings, say: impl Fn(&str)) -> Result<Vec<Row>> {
         elsewhere::run(settings, size, &mut results).await?;
     }
     quantised::run(settings, &mut results).await?;
+    profiles::run(settings, &mut results).await?;
     wired::run(settings, &mut results).await?;
     identity::run(settings, &mut results).await?;
     telemetry::run(settings, &mut results).await?;
