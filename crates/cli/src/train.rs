@@ -5,6 +5,8 @@ use std::{io::Write as _, path::PathBuf};
 use anyhow::Result;
 use attune_train::{
     demo::{self, DemoOptions},
+    export,
+    latent::{self, LatentOptions},
     rivals::{self, RivalOptions},
 };
 use clap::Subcommand;
@@ -25,6 +27,28 @@ enum What {
     /// model, further base models. What is there already is kept.
     #[command(after_help = "Example:\n  attune train eval --base models/demo/base --out models/eval")]
     Eval(EvalArgs),
+    /// Train the latent adapter of a PersRM of the demo world (CLaP): once, for all people to come.
+    #[command(after_help = "Example:\n  attune train latent --persrm models/demo/persrm --seed 1")]
+    Latent(LatentArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct LatentArgs {
+    /// The PersRM's folder; the adapter is written into it.
+    #[arg(long, value_name = "DIR", default_value = "models/demo/persrm")]
+    persrm: PathBuf,
+    /// All chance comes from it: one seed gives the same file on one machine.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// Steps, in place of the recipe's.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: Option<u32>,
+    /// Seconds instead of minutes, for an adapter of the right form that has learned nothing.
+    #[arg(long)]
+    tiny: bool,
+    /// No progress bars.
+    #[arg(long)]
+    quiet: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -67,7 +91,26 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     match args.what {
         What::Demo(args) => demo(&args),
         What::Eval(args) => eval(&args),
+        What::Latent(args) => latents(&args),
     }
+}
+
+fn latents(args: &LatentArgs) -> Result<()> {
+    let mut options = if args.tiny { LatentOptions::tiny() } else { LatentOptions::default() };
+    if let Some(steps) = args.steps {
+        options.steps = steps as usize;
+    }
+    let (persrm, tokenizer) = export::read_checkpoint(&args.persrm)?;
+    let (latents, outcome) = latent::train(&persrm, &tokenizer, &options, args.seed, args.quiet)?;
+    latents.write(&args.persrm)?;
+    writeln!(
+        std::io::stdout(),
+        "wrote {}: latents of {} numbers, which order {:.1} % of their people's other comparisons rightly",
+        args.persrm.join(latent::FILE).display(),
+        options.size,
+        100.0 * outcome.accuracy,
+    )?;
+    Ok(())
 }
 
 fn eval(args: &EvalArgs) -> Result<()> {

@@ -6,14 +6,17 @@
 
 use std::{path::Path, sync::Arc};
 
-use attune_kernels::{EmbeddingTable, Linear};
+use attune_kernels::{EmbeddingTable, Linear, Threads};
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use crate::{
-    Assets, Checkpoint, Decoder, DecoderConfig, ForwardError, LoadError, LoadOptions, Output,
-    PreferenceTemplate, SequenceRows, kv::BLOCK_SIZE, kv::KvCache, kv::blocks_for, ops,
+    Assets, Checkpoint, Decoder, DecoderConfig, ForwardError, LatentAdapter, LoadError, LoadOptions, Output,
+    PreferenceTemplate, SequenceRows, kv::BLOCK_SIZE, kv::KvCache, kv::blocks_for, latent::LatentShape, ops,
 };
+
+/// Where the latent adapter lies.
+const LATENT_FILE: &str = "latent_adapter.safetensors";
 
 /// `attune.json`: how a PersRM wants to be used. Every key may be absent.
 #[derive(Deserialize, Default)]
@@ -29,6 +32,8 @@ struct Settings {
     reference_model: Option<String>,
     /// The scale of the loss it was trained with; the fit of profiles uses it.
     beta: Option<f64>,
+    /// The sizes of the latent adapter in `latent_adapter.safetensors`.
+    latent: Option<LatentShape>,
 }
 
 #[derive(Deserialize, Default, PartialEq)]
@@ -82,6 +87,8 @@ pub struct PersRm {
     value_head: Option<Linear>,
     /// From the hidden state at the end of a preference text to `w_p`.
     weight_head: Option<Linear>,
+    /// The latent form of a person.
+    latent: Option<LatentAdapter>,
     options: LoadOptions,
 }
 
@@ -92,7 +99,7 @@ impl PersRm {
     /// # Errors
     /// Names the file and the tensor at fault.
     pub fn load(path: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
-        let (assets, checkpoint) = Assets::open(path, id, options)?;
+        let (mut assets, checkpoint) = Assets::open(path, id, options)?;
         let folder = checkpoint.folder();
         let settings = settings(folder)?;
         let (policy, reference) = match &settings.reference_model {
@@ -125,6 +132,15 @@ impl PersRm {
         let weight_head = (settings.weights == WeightsForm::Head)
             .then(|| head("weight_head.safetensors", "weight", "bias"))
             .transpose()?;
+        let latent = match settings.latent {
+            None => None,
+            Some(shape) => {
+                let tensors = Checkpoint::open_file(folder, LATENT_FILE)?;
+                // A latent means nothing under another adapter.
+                assets.revision = format!("{}-{}", assets.revision, tensors.fingerprint());
+                Some(LatentAdapter::load(&tensors, &shape, d)?)
+            }
+        };
         let fallback =
             if reference.is_some() { DefaultReference::Model } else { DefaultReference::Generator };
         let default_reference = settings.reference.unwrap_or(fallback);
@@ -141,6 +157,7 @@ impl PersRm {
             reference,
             value_head,
             weight_head,
+            latent,
             options: options.clone(),
             assets,
         })
@@ -159,6 +176,11 @@ impl PersRm {
     /// Whether `w_p` is read off a preference text.
     pub fn has_weight_head(&self) -> bool {
         self.weight_head.is_some()
+    }
+
+    /// The latent form of a person, where the folder has one.
+    pub fn latent(&self) -> Option<&LatentAdapter> {
+        self.latent.as_ref()
     }
 
     /// A cache of `blocks` blocks for one side. Both sides use the same block ids.
@@ -182,12 +204,29 @@ impl PersRm {
         sequences: &[SequenceRows<'_>],
         cache: &KvCache,
     ) -> Result<Vec<Vec<f32>>, ForwardError> {
-        let hidden = self.scorer(side).decoder.forward(sequences, cache)?;
+        self.features_on(side, sequences, cache, &self.options.threads)
+    }
+
+    /// [`Self::features`] on threads of the caller's own: for work beside the running batch.
+    ///
+    /// # Errors
+    /// As `features`.
+    ///
+    /// # Panics
+    /// As `features`.
+    pub fn features_on(
+        &self,
+        side: Side,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+        threads: &Threads,
+    ) -> Result<Vec<Vec<f32>>, ForwardError> {
+        let hidden = self.scorer(side).decoder.forward_on(sequences, cache, threads)?;
         if hidden.dim(0)? == 0 {
             return Ok(Vec::new());
         }
         let features = match &self.value_head {
-            Some(head) => ops::linear(&hidden, head, &self.options.threads)?,
+            Some(head) => ops::linear(&hidden, head, threads)?,
             None => hidden,
         };
         Ok(features.to_vec2()?)

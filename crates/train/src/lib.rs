@@ -11,6 +11,7 @@ pub mod decode;
 pub mod demo;
 pub mod dpo;
 pub mod export;
+pub mod latent;
 pub mod lm;
 pub mod lora;
 pub mod measure;

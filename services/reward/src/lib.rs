@@ -11,6 +11,7 @@ mod failure;
 mod method;
 mod metrics;
 mod model;
+mod person;
 mod prompts;
 mod resolve;
 mod scheduler;

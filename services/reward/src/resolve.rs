@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use attune_engine::{DefaultReference, Message, PersRm};
 use attune_proto::reward::v1::{
-    Context, FailureReason, Guidance, Normalization, Prompt, Reference, ResolvedGuidance, Weights, open::By,
-    prompt::Kind,
+    Context, FailureReason, Guidance, Latent, Normalization, Prompt, Reference, ResolvedGuidance, Weights,
+    open::By, prompt::Kind,
 };
 
 use crate::{failure::Failure, method::Method};
@@ -75,13 +75,7 @@ impl Resolver {
         if guidance.profile.is_some() {
             return Err(unimplemented("stored profiles").at("profile"));
         }
-        if guidance.latent.is_some() {
-            let message = "the reward model has no latent adapter; leave the latent out";
-            return Err(Failure::new(FailureReason::Precondition, message).at("latent"));
-        }
-        if let Some(weights) = &guidance.weights {
-            self.check_weights(weights)?;
-        }
+        self.check_person(guidance.weights.as_ref(), guidance.latent.as_ref())?;
         let reference = match self.known::<Reference>(guidance.reference, "reference")? {
             Reference::Unspecified => Self::references(&self.persrm)[0],
             asked => self.offered(asked)?,
@@ -95,6 +89,7 @@ impl Resolver {
         let reads_weights = method.is_weighted()
             && text.is_some()
             && guidance.weights.is_none()
+            && guidance.latent.is_none()
             && self.persrm.has_weight_head();
         let asked = self.known::<Context>(guidance.context, "context")?;
         let kind = prompt.and_then(|p| p.kind).ok_or_else(|| {
@@ -119,7 +114,7 @@ impl Resolver {
             normalization: normalization.into(),
             context: context.into(),
             prompt_token_ids,
-            latent: None,
+            latent: guidance.latent,
         };
         Ok(Resolved { guidance, head_text })
     }
@@ -204,9 +199,7 @@ impl Resolver {
             return Err(Failure::new(FailureReason::Precondition, message).at("model_revision"));
         }
         Method::named(&guidance.method, &self.persrm)?;
-        if let Some(weights) = &guidance.weights {
-            self.check_weights(weights)?;
-        }
+        self.check_person(guidance.weights.as_ref(), guidance.latent.as_ref())?;
         let unset = |field| {
             Failure::invalid(
                 field,
@@ -238,6 +231,35 @@ impl Resolver {
         let message =
             format!("this worker serves the reward model `{serves}`, not the one that was asked for");
         Err(Failure::new(FailureReason::NotFound, message).at("reward_model"))
+    }
+
+    /// At most one of the two, and it fits the model.
+    fn check_person(&self, weights: Option<&Weights>, latent: Option<&Latent>) -> Result<(), Failure> {
+        match (weights, latent) {
+            (None, None) => Ok(()),
+            (Some(weights), None) => self.check_weights(weights),
+            (None, Some(latent)) => self.check_latent(latent),
+            (Some(_), Some(_)) => {
+                let message = "a person has weights or a latent, not both; leave one of them out";
+                Err(Failure::invalid("latent", message))
+            }
+        }
+    }
+
+    fn check_latent(&self, latent: &Latent) -> Result<(), Failure> {
+        let Some(adapter) = self.persrm.latent() else {
+            let message = "the reward model has no latent adapter; leave the latent out";
+            return Err(Failure::new(FailureReason::Precondition, message).at("latent"));
+        };
+        let (got, size) = (latent.values.len(), adapter.size());
+        if got != size {
+            let message = format!("{got} numbers came; the reward model's latents have {size}");
+            return Err(Failure::invalid("latent.values", message));
+        }
+        match latent.values.iter().position(|z| !z.is_finite()) {
+            None => Ok(()),
+            Some(i) => Err(Failure::invalid("latent.values", format!("number {i} is not finite"))),
+        }
     }
 
     fn check_weights(&self, weights: &Weights) -> Result<(), Failure> {
