@@ -7,6 +7,8 @@ command -v buf >/dev/null || left_out+=("buf lint and buf breaking of the protos
     left_out+=("the CUDA sources through NVRTC: it is not installed (scripts/nvrtc.sh)")
 command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources on a CPU: no C++ compiler")
 command -v cargo-deny >/dev/null || left_out+=("cargo deny: cargo-deny is not installed")
+command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
+    left_out+=("profiles in PostgreSQL: it is not installed (Debian: apt-get install postgresql)")
 for line in "${left_out[@]+"${left_out[@]}"}"; do
     echo "left out: $line"
 done

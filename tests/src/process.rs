@@ -1,7 +1,7 @@
 //! A service or the command as a process of its own, ended when dropped.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -34,9 +34,24 @@ impl Process {
         listen: &str,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Self> {
-        let mut child = Command::new(binary(name)?)
-            .args(["--listen", listen])
+        let program = binary(name)?;
+        let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+        Self::of(program, [OsString::from("--listen"), listen.into()].into_iter().chain(args))
+    }
+
+    /// Starts whatever becomes a service with these arguments.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn of<S: AsRef<OsStr>>(
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = S>,
+    ) -> Result<Self> {
+        let name = program.as_ref().display();
+        let mut child = Command::new(&program)
             .args(args)
+            // Nobody's home is used; a test that keeps profiles says where.
+            .env("ATTUNE_REWARD_PROFILES__URL", "")
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .stdin(Stdio::null())

@@ -5,8 +5,9 @@ use std::{ops::ControlFlow, path::PathBuf};
 
 use attune_engine::{LoadOptions, PersRm};
 use attune_kernels::Threads;
-use attune_profiles::fit::{
-    Answer, FitError, Fitted, Item, Job, Method, Person, Progress, Reference, Refusal, Said, fit, margins,
+use attune_profiles::{
+    Reference, Vector,
+    fit::{Answer, FitError, Fitted, Item, Job, Method, Progress, Refusal, Said, fit, margins},
 };
 use attune_train::{
     export,
@@ -71,7 +72,7 @@ fn a_fit_learns_what_a_person_likes_and_says_how_well() {
         assert_eq!((measured.feedback, measured.held_out), (10, 10));
         assert!(measured.loss_after < measured.loss_before, "{reference:?}: {measured:?}");
         assert!(measured.accuracy_after > 0.5, "{reference:?}: {measured:?}");
-        let Person::Weights(weights) = &fitted.person else { panic!("{:?}", fitted.person) };
+        let Vector::Weights(weights) = &fitted.person else { panic!("{:?}", fitted.person) };
         assert!(weights.iter().all(|w| w.is_finite()) && *weights != ones(&persrm));
         assert!(told.windows(2).all(|w| w[0].done < w[1].done));
         assert_eq!(told.last().map(|last| last.done), Some(fitted.steps));
@@ -91,10 +92,10 @@ fn the_models_own_margins_move_with_the_weights_as_the_fit_believes() {
     // One pair alone pulls along its gradient: the exact margin must grow along it, and by what the line says.
     let job = Job { spread: Some(0.02), ..job(items.clone(), Reference::Model) };
     let fitted = run(&persrm, &job).unwrap();
-    let Person::Weights(weights) = &fitted.person else { panic!("weights were asked for") };
+    let Vector::Weights(weights) = &fitted.person else { panic!("weights were asked for") };
     let at = |share: f32| -> Vec<f64> {
         let moved = weights.iter().map(|w| 1.0 + share * (w - 1.0)).collect();
-        margins(&persrm, &threads, &items, Reference::Model, &Person::Weights(moved)).unwrap()
+        margins(&persrm, &threads, &items, Reference::Model, &Vector::Weights(moved)).unwrap()
     };
     let (back, start, ahead) = (at(-1.0), at(0.0), at(1.0));
     for ((back, start), ahead) in back.iter().zip(&start).zip(&ahead) {
@@ -110,11 +111,11 @@ fn the_models_own_margins_move_with_the_weights_as_the_fit_believes() {
 fn more_feedback_goes_on_from_what_is_there() {
     let persrm = load(&demo("persrm"));
     let first = run(&persrm, &job(items(Trait::Casual, 8), Reference::Model)).unwrap();
-    let Person::Weights(start) = first.person else { panic!("weights were asked for") };
+    let Vector::Weights(start) = first.person else { panic!("weights were asked for") };
     let more = job(items(Trait::Casual, 14).split_off(8), Reference::Model);
-    let Person::Weights(fresh) = run(&persrm, &more).unwrap().person else { panic!("weights") };
+    let Vector::Weights(fresh) = run(&persrm, &more).unwrap().person else { panic!("weights") };
     let going_on = Job { start: Some(start.clone()), ..more };
-    let Person::Weights(both) = run(&persrm, &going_on).unwrap().person else { panic!("weights") };
+    let Vector::Weights(both) = run(&persrm, &going_on).unwrap().person else { panic!("weights") };
     let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
     assert!(distance(&both, &start) < distance(&fresh, &start));
 }
@@ -167,13 +168,13 @@ fn the_adapter_that_the_trainer_writes_is_the_one_that_the_engine_reads() {
     let items: Vec<Item> = pairs.iter().map(item).collect();
     let job = Job { method: Method::Latent, ..job(items.clone(), Reference::None) };
     let z: Vec<f32> = match run(&persrm, &job) {
-        Ok(Fitted { person: Person::Latent(z), .. }) => z,
+        Ok(Fitted { person: Vector::Latent(z), .. }) => z,
         // An adapter that has learned so little may be no better than chance: any latent will do here.
         Err(FitError::Refused(_)) => (0..options.size).map(|i| (i as f32).sin()).collect(),
         other => panic!("{other:?}"),
     };
     let threads = Threads::new(1).unwrap();
-    let engine = margins(&persrm, &threads, &items, Reference::None, &Person::Latent(z.clone())).unwrap();
+    let engine = margins(&persrm, &threads, &items, Reference::None, &Vector::Latent(z.clone())).unwrap();
     let trainer = latents.margins(&model, &words, &pairs, &z).unwrap();
     for (engine, trainer) in engine.iter().zip(trainer) {
         // The file holds bf16.

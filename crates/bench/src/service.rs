@@ -29,6 +29,8 @@ impl Service {
         let mut process = Command::new(&path)
             .args(["--listen", "127.0.0.1:0", "--log", "error"])
             .args(args)
+            // What is measured keeps nobody's profiles, but where its arguments say so.
+            .env("ATTUNE_REWARD_PROFILES__URL", "")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

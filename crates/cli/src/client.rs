@@ -5,6 +5,7 @@ use std::{future::Future, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use attune_proto::{
     generator::v1::generator_service_client::GeneratorServiceClient,
+    profile::v1::profile_service_client::ProfileServiceClient,
     reward::v1::reward_service_client::RewardServiceClient,
 };
 use attune_service::{
@@ -100,6 +101,12 @@ impl EndpointArgs {
     /// A client of the generator.
     pub(crate) async fn generator(&self) -> Result<GeneratorServiceClient<Channel>> {
         let client = GeneratorServiceClient::new(self.channel().await?);
+        Ok(client.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+    }
+
+    /// A client of the service that keeps profiles.
+    pub(crate) async fn profiles(&self) -> Result<ProfileServiceClient<Channel>> {
+        let client = ProfileServiceClient::new(self.channel().await?);
         Ok(client.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
     }
 

@@ -12,9 +12,8 @@ use attune_proto::{
     reward::v1::{ChatMessage, ChatMessages, Prompt, Reference, prompt},
 };
 use serde::Deserialize;
-use serde_json::json;
 
-use crate::client::EndpointArgs;
+use crate::{client::EndpointArgs, profile::file::ProfileFile, request_args::ReferenceArg};
 
 mod traits;
 
@@ -61,8 +60,8 @@ pub(crate) struct HowArgs {
     #[arg(long, value_name = "NAME", default_value = "weights", value_parser = method)]
     method: FitMethod,
     /// What it is fitted against: model, generator or none. Default: the reward model's own.
-    #[arg(long, value_name = "NAME", value_parser = reference)]
-    reference: Option<Reference>,
+    #[arg(long, value_name = "WHICH")]
+    reference: Option<ReferenceArg>,
     /// The reward model to fit on, where there are several.
     #[arg(long, value_name = "ID", default_value = "")]
     reward_model: String,
@@ -79,15 +78,6 @@ fn method(name: &str) -> Result<FitMethod, String> {
         "weights" => Ok(FitMethod::Weights),
         "latent" => Ok(FitMethod::Latent),
         _ => Err("there are weights, latent".to_owned()),
-    }
-}
-
-fn reference(name: &str) -> Result<Reference, String> {
-    match name {
-        "model" => Ok(Reference::Model),
-        "generator" => Ok(Reference::Generator),
-        "none" => Ok(Reference::None),
-        _ => Err("there are model, generator, none".to_owned()),
     }
 }
 
@@ -171,7 +161,7 @@ impl HowArgs {
     fn request(&self) -> FitRequest {
         FitRequest {
             method: self.method.into(),
-            reference: self.reference.map_or(0, i32::from),
+            reference: self.reference.map_or(Reference::Unspecified, Into::into).into(),
             reward_model: self.reward_model.clone(),
             text: self.prefer.clone(),
             ..FitRequest::default()
@@ -180,21 +170,30 @@ impl HowArgs {
 }
 
 async fn fit(endpoint: &EndpointArgs, request: FitRequest, json: bool) -> Result<Profile> {
-    let mut client = endpoint.profiles().await?;
-    let mut stream = client.fit(request).await?.into_inner();
     let bar = crate::bench::progress(0, "fit")?;
-    let mut fitted = None;
-    while let Some(step) = stream.message().await? {
-        bar.set_length(u64::from(step.total));
-        bar.set_position(u64::from(step.done));
-        if let Some(accuracy) = step.accuracy {
-            bar.set_message(format!("held out {:.0} %", 100.0 * accuracy));
-        }
-        fitted = step.profile.or(fitted);
-    }
+    let fitted = endpoint
+        .within(async {
+            let mut client = endpoint.profiles().await?;
+            let mut stream = client.fit(endpoint.request(request)?).await?.into_inner();
+            let mut fitted = None;
+            while let Some(step) = stream.message().await? {
+                bar.set_length(u64::from(step.total));
+                bar.set_position(u64::from(step.done));
+                if let Some(accuracy) = step.accuracy {
+                    bar.set_message(format!("held out {:.0} %", 100.0 * accuracy));
+                }
+                fitted = step.profile.or(fitted);
+            }
+            Ok(fitted)
+        })
+        .await?;
     bar.finish_and_clear();
     let Some(profile) = fitted else { bail!("the fit ended without a profile; try again") };
-    let out = if json { as_json(&profile)? } else { as_text(&profile) };
+    let out = if json {
+        serde_json::to_string(&ProfileFile::of(&profile, &[])?)? + "\n"
+    } else {
+        as_text(&profile)
+    };
     std::io::stdout().write_all(out.as_bytes())?;
     Ok(profile)
 }
@@ -218,34 +217,6 @@ fn as_text(profile: &Profile) -> String {
         fit.loss_after,
         profile.kept_feedback,
     )
-}
-
-fn as_json(profile: &Profile) -> Result<String> {
-    let fit = profile.fit.as_ref().map(|fit| {
-        json!({
-            "method": fit.method().as_str_name(),
-            "feedback": fit.feedback,
-            "held_out": fit.held_out,
-            "accuracy_before": fit.accuracy_before,
-            "accuracy_after": fit.accuracy_after,
-            "loss_before": fit.loss_before,
-            "loss_after": fit.loss_after,
-            "seconds": fit.seconds,
-        })
-    });
-    let value = json!({
-        "name": profile.name,
-        "revision": profile.revision,
-        "text": profile.text,
-        "weights": profile.weights.as_ref().map(|w| &w.values),
-        "latent": profile.latent.as_ref().map(|z| &z.values),
-        "reference": profile.reference().as_str_name(),
-        "model_id": profile.model_id,
-        "model_revision": profile.model_revision,
-        "kept_feedback": profile.kept_feedback,
-        "fit": fit,
-    });
-    Ok(serde_json::to_string(&value)? + "\n")
 }
 
 #[cfg(test)]

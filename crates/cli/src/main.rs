@@ -1,4 +1,4 @@
-//! The `attune` command: generate, compare, describe, train, write models to measure with, make tokens.
+//! The `attune` command: generate, compare, describe, fit and keep profiles, train, write models to measure with, make tokens.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -9,12 +9,15 @@ mod contributions;
 mod describe;
 mod eval;
 mod failure;
+mod fit;
 mod generate;
 mod json;
 mod models;
+mod profile;
 mod request;
 mod request_args;
 mod stream;
+mod table;
 mod token;
 mod train;
 
@@ -36,6 +39,10 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Show what a generator (or a reward worker) serves.
     Describe(describe::DescribeArgs),
+    /// Fit a profile to what somebody said of answers.
+    Fit(Box<fit::FitArgs>),
+    /// Keep people's profiles, and carry them over to another store or model.
+    Profile(profile::ProfileArgs),
     /// Train models.
     Train(train::TrainArgs),
     /// Measure how well each method aligns, with one judge in one run: the table, and a plot.
@@ -53,6 +60,8 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Generate(args) => with_runtime(generate::run(*args)),
         Command::Describe(args) => with_runtime(describe::run(args)),
+        Command::Fit(args) => with_runtime(fit::run(*args)),
+        Command::Profile(args) => with_runtime(profile::run(args)),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),

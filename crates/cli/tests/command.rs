@@ -89,7 +89,7 @@ fn start() -> Running {
     let config = ServerConfig::default();
     let bound = runtime.block_on(listener::bind(config.listen)).unwrap();
     let url = format!("http://{}", bound.address());
-    let server = Server::new(&config, Door::open())
+    let server = Server::new(&config, Door::open(None))
         .add_service(GeneratorServiceServer::new(Kettle { seen: seen.clone() }));
     runtime.spawn(server.serve(bound, CancellationToken::new()));
     Running { runtime, url, seen }

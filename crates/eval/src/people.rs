@@ -15,7 +15,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use attune_bench::report::median;
-use attune_profiles::fit::{FitError, Method, Person, Reference};
+use attune_profiles::{
+    Reference, Vector,
+    fit::{FitError, Method},
+};
 use attune_train::export;
 
 use crate::{
@@ -127,7 +130,7 @@ pub async fn run(
 
 /// One person's fit, or that it was refused.
 struct Fit {
-    person: Option<Person>,
+    person: Option<Vector>,
     accuracy: f64,
     seconds: f64,
 }

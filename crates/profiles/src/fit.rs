@@ -13,6 +13,6 @@ pub mod refusal;
 mod run;
 
 pub use feedback::{Answer, Item, Said};
-pub use person::{Method, Person};
+pub use person::Method;
 pub use refusal::Refusal;
-pub use run::{FitError, Fitted, Job, Measured, Progress, Reference, fit, margins};
+pub use run::{FitError, Fitted, Job, Measured, Progress, fit, margins};

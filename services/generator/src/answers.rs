@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use attune_engine::{BaseModel, ForwardError, Message, Output, SequenceRows, TextError, kv::KvCache, kv::blocks_for};
+use attune_engine::{
+    BaseModel, ForwardError, Message, Output, SequenceRows, TextError, kv::KvCache, kv::blocks_for,
+};
 use attune_kernels::{KernelError, Threads};
 use attune_proto::{
     profile::v1::{Feedback, Pair, Thumb, feedback::Kind},
@@ -106,7 +108,10 @@ impl AnswerReader {
         let ids: Vec<u32> = prompt.iter().copied().chain(targets.iter().copied()).collect();
         let (context, vocab) = (assets.config.context, assets.config.vocab);
         if ids.len() > context {
-            let message = format!("prompt and answer are {} tokens; the base model's context holds {context}", ids.len());
+            let message = format!(
+                "prompt and answer are {} tokens; the base model's context holds {context}",
+                ids.len()
+            );
             return Err(Unreadable::Shape(message));
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {

@@ -193,7 +193,7 @@ impl Drop for ClientStream {
 
 /// The moment when the client stops waiting, from `grpc-timeout`. tonic's own timeout ends with the
 /// response's head, so that streams have to keep theirs.
-fn deadline(request: &Request<GenerateRequest>) -> Result<Option<Instant>, Status> {
+pub(crate) fn deadline<T>(request: &Request<T>) -> Result<Option<Instant>, Status> {
     let Some(value) = request.metadata().get("grpc-timeout") else { return Ok(None) };
     let parse = || {
         let text = value.to_str().ok()?;

@@ -16,7 +16,6 @@ use attune_service::{
     config::ConfigError,
     listener,
     metrics::Metrics,
-    profiles::Profiles,
     server::{Drain, Server},
     service::{EngineThread, Service},
     tls::ClientTls,
@@ -28,6 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    answers::AnswerReader,
     api::Api,
     config::GeneratorConfig,
     counters::Counters,
@@ -36,6 +36,7 @@ use crate::{
     engine::{Device, Ends, Engine, Inbox},
     metrics::Instruments,
     pool::Pool,
+    profiles::Profiles,
     roster::Roster,
     scheduler::{self, Scheduler},
     validate::Limits,
@@ -74,6 +75,7 @@ impl Generator {
         let metrics = Metrics::new("attune-generator")?;
         let instruments = Instruments::new(&metrics, &api.load, &counters);
         let (assets, patience) = (Arc::clone(&api.assets), config.patience());
+        let answers = AnswerReader::new(Arc::clone(&device.model))?;
         let engine = EngineThread::spawn(move || {
             let pool = Pool::new(seed, counters);
             let decoding = Decoding::new(assets, scheduler, pool, patience, instruments);
@@ -82,9 +84,10 @@ impl Generator {
         let mut connections = JoinSet::new();
         connections.spawn(roster.run());
         let max = config.server.max_message_bytes;
+        let profiles = Profiles::new(api.workers.clone(), api.quotas.clone(), max, api.clocks, answers);
         let server = Server::new(&config.server, config.auth.door(config.server.reload())?)
             .add_service(GeneratorServiceServer::new(api).max_decoding_message_size(max))
-            .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
+            .add_service(ProfileServiceServer::new(profiles).max_decoding_message_size(max));
         let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
         Ok(Self { service, inbox, connections })
     }

@@ -20,6 +20,8 @@ use crate::{
 const MAX_FAULTS: u32 = 8;
 /// The first and the longest pause before a session is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// When a client does well to ask again for what cannot be looked up.
+const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
 /// Each loss doubles the next deadline, up to so many times: a slow worker gets the time it needs.
 const MAX_DOUBLINGS: u32 = 4;
 
@@ -113,6 +115,9 @@ fn failure(
         FailureReason::NotFound => Verdict::Fail(status::not_found("guidance", field, message)),
         FailureReason::Precondition => Verdict::Fail(status::precondition("GUIDANCE", field, message)),
         FailureReason::Unimplemented => Verdict::Fail(Status::unimplemented(format!("{field}: {message}"))),
+        FailureReason::Unavailable => {
+            Verdict::Fail(status::unavailable(format!("{field}: {message}"), UNAVAILABLE_RETRY))
+        }
         FailureReason::Exhausted => {
             // Nobody may hold blocks here while waiting for a slot there.
             sequence.refusals += 1;

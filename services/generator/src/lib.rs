@@ -7,6 +7,7 @@
 //! stream). `roster` finds the workers by `discovery`, and `worker` keeps the connection to one.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod api;
 mod backoff;
 mod breaker;
@@ -22,6 +23,7 @@ mod guides;
 mod metrics;
 mod output;
 mod pool;
+mod profiles;
 mod roster;
 mod scheduler;
 mod sequence;

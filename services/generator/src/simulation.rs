@@ -95,7 +95,7 @@ pub fn generator(
     let decoding = Decoding::new(Arc::clone(&api.assets), scheduler, pool, config.patience(), instruments);
     let (assets, limits) = (Arc::clone(&api.assets), api.limits);
     let driver = Driver { engine: Engine::new(device, decoding, ends), assets, limits };
-    Ok((GeneratorServiceServer::with_interceptor(api, Door::open()), driver, Roster::run(roster)))
+    Ok((GeneratorServiceServer::with_interceptor(api, Door::open(None)), driver, Roster::run(roster)))
 }
 
 impl Driver {

@@ -9,6 +9,8 @@ use attune_service::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::profiles::ProfilesConfig;
+
 /// The prefix of the worker's environment variables.
 const ENV_PREFIX: &str = "ATTUNE_REWARD_";
 
@@ -22,6 +24,8 @@ pub struct RewardConfig {
     /// The reward model, and what its engine may take.
     #[serde(flatten, skip_deserializing)]
     pub engine: EngineConfig,
+    /// Where people's profiles are kept.
+    pub profiles: ProfilesConfig,
     /// Where and how gRPC is served. Default: port 50052 on loopback.
     pub server: ServerConfig,
     /// What is logged.
@@ -35,6 +39,7 @@ impl Default for RewardConfig {
     fn default() -> Self {
         Self {
             engine: EngineConfig::default(),
+            profiles: ProfilesConfig::default(),
             server: ServerConfig {
                 limits: LimitsConfig { lifetime_seconds: 86_400.0, ..LimitsConfig::default() },
                 ..ServerConfig::on_port(PORT)
@@ -52,7 +57,8 @@ impl RewardConfig {
     /// Names the unknown key, or the value that is not allowed, and where it stands.
     pub fn load(args: &Args, env: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let merged = Merged::of::<Self>(args.service.config.as_deref(), ENV_PREFIX, env, args.overrides()?)?;
-        let config = Self { engine: merged.read()?, ..merged.read()? };
+        let mut config = Self { engine: merged.read()?, ..merged.read()? };
+        config.profiles = config.profiles.or_default(|name| std::env::var_os(name).map(Into::into));
         config.validate()?;
         Ok(config)
     }
@@ -63,6 +69,7 @@ impl RewardConfig {
     /// Names the key and what is allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.engine.validate()?;
+        self.profiles.place()?;
         self.server.validate()?;
         let (tls, insecure) = (&self.server.tls, self.server.insecure);
         if let (Some(cert), true, false) = (&tls.cert, tls.client_names.is_empty(), insecure) {

@@ -4,7 +4,7 @@
 
 mod pass;
 
-use std::{collections::HashMap, sync::mpsc as jobs, time::Instant};
+use std::{collections::HashMap, time::Instant};
 
 use attune_engine::kv::Writes;
 use attune_proto::reward::v1::{
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::{
+    desk::Desk,
     failure::Failure,
     metrics::{Fill, Instruments},
     model::{Features, Model},
@@ -100,7 +101,7 @@ struct Active {
 /// The engine, to be run on a thread of its own.
 pub(crate) struct Engine {
     commands: mpsc::Receiver<Command>,
-    prompts: jobs::Sender<Job>,
+    desk: Desk,
     model: Model,
     scheduler: Scheduler,
     streams: Streams,
@@ -113,14 +114,14 @@ impl Engine {
     /// An engine without sessions.
     pub(crate) fn new(
         commands: mpsc::Receiver<Command>,
-        prompts: jobs::Sender<Job>,
+        desk: Desk,
         model: Model,
         scheduler: Scheduler,
         instruments: Instruments,
     ) -> Self {
         Self {
             commands,
-            prompts,
+            desk,
             model,
             scheduler,
             streams: Streams::default(),
@@ -258,10 +259,8 @@ impl Engine {
         };
         self.sessions.insert(key, active);
         // Encoding a long text takes longer than a step: another thread does it.
-        let job = Job { key, slot, prompt: open.prompt, by: open.by };
-        self.prompts
-            .send(job)
-            .map_err(|_| Failure::new(FailureReason::Internal, "the thread that encodes prompts has ended"))
+        let Open { prompt, by, owner, .. } = open;
+        self.desk.take(Job { key, slot, prompt, by, owner, profile: None })
     }
 
     /// Admits a session whose guidance is settled.

@@ -6,12 +6,14 @@
 
 mod api;
 mod config;
+mod desk;
 mod engine;
 mod failure;
 mod method;
 mod metrics;
 mod model;
 mod person;
+mod profiles;
 mod prompts;
 mod resolve;
 mod scheduler;
@@ -23,6 +25,7 @@ mod streams;
 mod worker;
 
 pub use config::{Args, RewardConfig};
+pub use profiles::ProfilesConfig;
 pub use worker::Worker;
 
 use attune_service::server::Drain;

@@ -8,6 +8,7 @@ mod decode;
 mod elsewhere;
 mod identity;
 mod pair;
+mod profiles;
 mod quantised;
 mod rows;
 mod service;
@@ -115,6 +116,7 @@ pub async fn run(settings: &Settings, say: impl Fn(&str)) -> Result<Vec<Row>> {
         elsewhere::run(settings, size, &mut results).await?;
     }
     quantised::run(settings, &mut results).await?;
+    profiles::run(settings, &mut results).await?;
     wired::run(settings, &mut results).await?;
     identity::run(settings, &mut results).await?;
     Ok(results.into_rows())

@@ -7,7 +7,7 @@ use attune_eval::{
     models::Models,
     people::{self, Settings, fitter::How, gain::Asking, plot},
 };
-use attune_profiles::fit::{Method, Reference};
+use attune_profiles::{Reference, fit::Method};
 use attune_proto::generator::v1::Sampling;
 
 use super::{binaries, write};

@@ -25,8 +25,8 @@ const STREAMS: usize = 16;
 pub(crate) async fn show(endpoint: &EndpointArgs, profile: &Profile) -> Result<()> {
     let client = endpoint.generator().await?;
     let questions = pairs::held_out_prompts(QUESTIONS, 5);
-    let plain = answers(&client, &questions, None).await?;
-    let guided = answers(&client, &questions, Some(&profile.name)).await?;
+    let plain = answers(endpoint, &client, &questions, None).await?;
+    let guided = answers(endpoint, &client, &questions, Some(&profile.name)).await?;
     let share = |all: &[Traits], one: Trait| {
         100.0 * all.iter().filter(|traits| traits.has(one)).count() as f64 / all.len().max(1) as f64
     };
@@ -40,6 +40,7 @@ pub(crate) async fn show(endpoint: &EndpointArgs, profile: &Profile) -> Result<(
 }
 
 async fn answers(
+    endpoint: &EndpointArgs,
     client: &GeneratorServiceClient<Channel>,
     questions: &[world::Prompt],
     profile: Option<&str>,
@@ -47,7 +48,7 @@ async fn answers(
     let of_question = |(i, question): (usize, &world::Prompt)| {
         let (client, question, profile) = (client.clone(), question.clone(), profile.map(str::to_owned));
         async move {
-            let text = answer(client, question.text(), profile, i as u64).await?;
+            let text = answer(endpoint, client, question.text(), profile, i as u64).await?;
             Ok::<_, anyhow::Error>(judge(&question, text.trim()).traits)
         }
     };
@@ -55,6 +56,7 @@ async fn answers(
 }
 
 async fn answer(
+    endpoint: &EndpointArgs,
     mut client: GeneratorServiceClient<Channel>,
     question: String,
     profile: Option<String>,
@@ -78,7 +80,7 @@ async fn answer(
         }),
         ..GenerateRequest::default()
     };
-    let mut stream = client.generate(request).await?.into_inner();
+    let mut stream = client.generate(endpoint.request(request)?).await?.into_inner();
     let mut text = String::new();
     loop {
         let message = stream.message().await?.context("a stream ended before its text did")?;

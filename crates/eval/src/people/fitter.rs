@@ -5,7 +5,10 @@ use std::{ops::ControlFlow, path::Path, time::Instant};
 use anyhow::{Context as _, Result};
 use attune_engine::{LoadOptions, PersRm};
 use attune_kernels::Threads;
-use attune_profiles::fit::{Answer, Fitted, Item, Job, Method, Person, Reference, Said, fit};
+use attune_profiles::{
+    Reference, Vector,
+    fit::{Answer, Fitted, Item, Job, Method, Said, fit},
+};
 use attune_train::{
     export,
     model::Llama,
@@ -75,7 +78,7 @@ impl Fitter {
     ///
     /// # Errors
     /// A model failed.
-    pub fn accuracy(&self, person: &Person, said: &[Pair], reference: Reference) -> Result<f64> {
+    pub fn accuracy(&self, person: &Vector, said: &[Pair], reference: Reference) -> Result<f64> {
         let items = self.items(said, reference == Reference::Generator)?;
         let margins = attune_profiles::fit::margins(&self.persrm, &self.threads, &items, reference, person)?;
         Ok(margins.iter().filter(|m| **m > 0.0).count() as f64 / margins.len().max(1) as f64)

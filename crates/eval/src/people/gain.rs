@@ -1,7 +1,7 @@
 //! What a profile is worth: the pair answers its person's questions, and the world judges the answers.
 
 use anyhow::Result;
-use attune_profiles::fit::Person;
+use attune_profiles::Vector;
 use attune_proto::{
     generator::v1::{GenerateRequest, GuidanceTerm, Sampling},
     reward::v1::{
@@ -26,7 +26,7 @@ pub enum Guided {
     /// What they like, in words of the training data, another wording for every question.
     ByText,
     /// A profile that was fitted to their feedback.
-    By(Person),
+    By(Vector),
 }
 
 /// How all are answered.
@@ -104,8 +104,8 @@ fn request(
     match guided {
         Guided::Not => {}
         Guided::ByText => guidance.text = Some(words),
-        Guided::By(Person::Weights(values)) => guidance.weights = Some(Weights { values: values.clone() }),
-        Guided::By(Person::Latent(values)) => guidance.latent = Some(Latent { values: values.clone() }),
+        Guided::By(Vector::Weights(values)) => guidance.weights = Some(Weights { values: values.clone() }),
+        Guided::By(Vector::Latent(values)) => guidance.latent = Some(Latent { values: values.clone() }),
     }
     let term = GuidanceTerm { guidance: Some(guidance), strength: Some(asking.strength), clip: None };
     let messages = vec![ChatMessage { role: "user".to_owned(), content: prompt.text() }];

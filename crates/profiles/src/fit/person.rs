@@ -1,6 +1,8 @@
 //! What of a person is fitted, and what it makes of a model's features.
 
-use attune_engine::{Gates, PersRm};
+use attune_engine::{Gates, LatentAdapter, PersRm};
+
+use crate::Vector;
 
 /// What of a person is fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,34 +13,25 @@ pub enum Method {
     Latent,
 }
 
-/// A person, as a session runs with one.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Person {
-    /// `w_p`, `[d]`: multiplies the features of policy and reference.
-    Weights(Vec<f32>),
-    /// A latent, which the model's adapter applies to the features of the policy.
-    Latent(Vec<f32>),
-}
-
 /// A person made ready for a model.
-pub(crate) enum Ready<'a> {
+pub(super) enum Ready<'a> {
+    /// `w_p`, `[d]`: multiplies the features of policy and reference.
     Weights(&'a [f32]),
-    Latent(&'a attune_engine::LatentAdapter, Gates),
+    /// The adapter, opened by a latent: moves the features of the policy.
+    Latent(&'a LatentAdapter, Gates),
 }
 
-impl Person {
-    /// Made ready for `persrm`; `None` where it has no latent adapter and this is a latent.
-    pub(crate) fn ready<'a>(&'a self, persrm: &'a PersRm) -> Option<Ready<'a>> {
-        match self {
-            Self::Weights(weights) => Some(Ready::Weights(weights)),
-            Self::Latent(latent) => persrm.latent().map(|a| Ready::Latent(a, a.gates(latent))),
+impl<'a> Ready<'a> {
+    /// Makes a person ready for `persrm`; `None` where it has no latent adapter and this is a latent.
+    pub(super) fn new(person: &'a Vector, persrm: &'a PersRm) -> Option<Self> {
+        match person {
+            Vector::Weights(weights) => Some(Self::Weights(weights)),
+            Vector::Latent(latent) => persrm.latent().map(|a| Self::Latent(a, a.gates(latent))),
         }
     }
-}
 
-impl Ready<'_> {
     /// The policy's features of one row, in place.
-    pub(crate) fn policy(&self, features: &mut [f32]) {
+    pub(super) fn policy(&self, features: &mut [f32]) {
         match self {
             Self::Weights(weights) => features.iter_mut().zip(*weights).for_each(|(f, w)| *f *= w),
             Self::Latent(adapter, gates) => adapter.apply(gates, features),
@@ -46,7 +39,7 @@ impl Ready<'_> {
     }
 
     /// The reference's features of one row, in place.
-    pub(crate) fn reference(&self, features: &mut [f32]) {
+    pub(super) fn reference(&self, features: &mut [f32]) {
         if let Self::Weights(weights) = self {
             features.iter_mut().zip(*weights).for_each(|(f, w)| *f *= w);
         }

@@ -5,11 +5,14 @@ use std::{ops::ControlFlow, time::Instant};
 use attune_engine::{ForwardError, PersRm, Side};
 use attune_kernels::Threads;
 
+use crate::{Reference, Vector};
+
 use super::{
-    Item, Method, Person, Refusal, Said,
+    Item, Method, Refusal, Said,
     feedback::check,
     gradient::{linearised, log_prob},
     logistic::{Observation, Problem, Solution, Verdict, softplus},
+    person::Ready,
     reader::{Features, Reader},
 };
 
@@ -22,17 +25,6 @@ const KEPT_BYTES: usize = 64 << 20;
 const WEIGHTS_SPREAD: f64 = 4.0;
 /// As [`WEIGHTS_SPREAD`], of a latent. Its length is fixed afterwards, so that it matters for the direction alone.
 const LATENT_SPREAD: f64 = 4.0;
-
-/// What a fit is measured against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reference {
-    /// The PersRM's own weights before training: in the exact margin and in its gradient.
-    Model,
-    /// The base model: in the exact margin alone, by the log-probabilities that come with the answers.
-    Generator,
-    /// Nothing.
-    None,
-}
 
 /// A fit to do.
 #[derive(Debug, Clone)]
@@ -84,7 +76,7 @@ pub struct Measured {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fitted {
     /// Who it is.
-    pub person: Person,
+    pub person: Vector,
     /// How it went.
     pub measured: Measured,
     /// Steps that it took: as [`Progress::total`].
@@ -154,7 +146,8 @@ pub fn fit(
     let exact_before: Vec<f64> =
         readings.iter().map(|read| margin(read.iter().map(|a| a.log_ratio))).collect();
     let mut exact_after = Vec::with_capacity(readings.len());
-    let ready = person.ready(persrm).ok_or(FitError::Unfit("the reward model has no latent adapter"))?;
+    let ready =
+        Ready::new(&person, persrm).ok_or(FitError::Unfit("the reward model has no latent adapter"))?;
     for (index, item) in job.items.iter().enumerate() {
         exact_after.push(margin(run.exact(index, item, &ready)?.into_iter()));
         steps.advance(item.answers().count())?;
@@ -197,16 +190,17 @@ pub fn margins(
     threads: &Threads,
     items: &[Item],
     reference: Reference,
-    person: &Person,
+    person: &Vector,
 ) -> Result<Vec<f64>, FitError> {
     let method = match person {
-        Person::Weights(_) => Method::Weights,
-        Person::Latent(_) => Method::Latent,
+        Vector::Weights(_) => Method::Weights,
+        Vector::Latent(_) => Method::Latent,
     };
     let job = Job { items: items.to_vec(), reference, method, start: None, spread: None };
     check_model(persrm, &job)?;
     let mut run = Run::new(persrm, threads, &job)?;
-    let ready = person.ready(persrm).ok_or(FitError::Unfit("the reward model has no latent adapter"))?;
+    let ready =
+        Ready::new(person, persrm).ok_or(FitError::Unfit("the reward model has no latent adapter"))?;
     let of_item = |(index, item)| Ok(margin(run.exact(index, item, &ready)?.into_iter()));
     items.iter().enumerate().map(of_item).collect()
 }
@@ -314,12 +308,7 @@ impl<'a> Run<'a> {
     }
 
     /// The exact log-ratios of an item's answers for a person.
-    fn exact(
-        &mut self,
-        index: usize,
-        item: &Item,
-        person: &super::person::Ready<'_>,
-    ) -> Result<Vec<f64>, FitError> {
+    fn exact(&mut self, index: usize, item: &Item, person: &Ready<'_>) -> Result<Vec<f64>, FitError> {
         let kept = self.kept.get_mut(index).and_then(Option::take);
         let (mut policy, mut reference) = match kept {
             Some(kept) => kept,
@@ -394,18 +383,18 @@ fn held_out<F: FnMut(Progress) -> ControlFlow<()>>(
     Ok(right)
 }
 
-fn person(problem: &Problem<'_>, solution: &Solution, persrm: &PersRm, job: &Job) -> Person {
+fn person(problem: &Problem<'_>, solution: &Solution, persrm: &PersRm, job: &Job) -> Vector {
     let step = problem.step(solution);
     match job.method {
         Method::Weights => {
             let start = job.start.clone().unwrap_or_else(|| vec![1.0; persrm.assets.config.hidden]);
-            Person::Weights(start.iter().zip(step).map(|(w, x)| (f64::from(*w) + x) as f32).collect())
+            Vector::Weights(start.iter().zip(step).map(|(w, x)| (f64::from(*w) + x) as f32).collect())
         }
         Method::Latent => {
             // The adapter was trained with latents of one length.
             let length = step.iter().map(|x| x * x).sum::<f64>().sqrt();
             let scale = if length > 0.0 { (step.len() as f64).sqrt() / length } else { 0.0 };
-            Person::Latent(step.iter().map(|x| (x * scale) as f32).collect())
+            Vector::Latent(step.iter().map(|x| (x * scale) as f32).collect())
         }
     }
 }

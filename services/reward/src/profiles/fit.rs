@@ -1,11 +1,7 @@
 //! `Fit`: feedback in, a fitted profile kept. One fit computes at a time, on one thread beside the engine's, so
 //! that running texts keep theirs; a few more wait their turn.
 
-use std::{
-    ops::ControlFlow,
-    sync::Arc,
-    time::Duration,
-};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use attune_engine::PersRm;
 use attune_kernels::{KernelError, Threads};
@@ -97,7 +93,8 @@ impl Fits {
             .map_err(|e| Status::internal(format!("the fit broke off: {e}")))??;
         let (messages, stream) = mpsc::channel(MESSAGES);
         let kept = if keep_feedback { wire::kept(&ready.feedback) } else { wire::kept(&[]) };
-        let keeping = Keeping { store, caller, name, keep: Keep::Only(kept), based_on: based_on(Some(expected)) };
+        let keeping =
+            Keeping { store, caller, name, keep: Keep::Only(kept), based_on: based_on(Some(expected)) };
         tokio::spawn(Arc::clone(self).run(ready, keeping, place, messages));
         Ok(Box::pin(ReceiverStream::new(stream)))
     }
@@ -135,7 +132,8 @@ impl Fits {
         if asked.is_empty() || asked == serves {
             return Ok(());
         }
-        let message = format!("this worker serves the reward model `{serves}`, not the one that was asked for");
+        let message =
+            format!("this worker serves the reward model `{serves}`, not the one that was asked for");
         Err(status::not_found("reward_model", asked, message))
     }
 
@@ -156,7 +154,10 @@ impl Fits {
         let new = check::feedback(request.feedback)?;
         // Without consent to keep it, what was kept is deleted, and serves no more fits but one that asks for it.
         let use_kept = request.keep_feedback || new.is_empty();
-        let start = profile.as_ref().filter(|p| !use_kept || p.kept == 0).and_then(|p| self.start(p, method, reference));
+        let start = profile
+            .as_ref()
+            .filter(|p| !use_kept || p.kept == 0)
+            .and_then(|p| self.start(p, method, reference));
         let feedback: Vec<Feedback> = if use_kept { kept.into_iter().chain(new).collect() } else { new };
         if feedback.is_empty() {
             let message = "no feedback came, and none is kept with the profile; send some";
@@ -165,14 +166,15 @@ impl Fits {
         let mut tokens = 0;
         let mut items = Vec::with_capacity(feedback.len());
         for (index, one) in feedback.iter().enumerate() {
-            let item = self.item(one, text.as_deref()).map_err(|(field, message)| {
-                status::invalid(format!("feedback[{index}]{field}"), message)
-            })?;
+            let item = self
+                .item(one, text.as_deref())
+                .map_err(|(field, message)| status::invalid(format!("feedback[{index}]{field}"), message))?;
             tokens += item.answers().map(|a| item.prompt.len() + a.ids.len()).sum::<usize>();
             items.push(item);
         }
         if tokens > MOST_TOKENS {
-            let message = format!("prompts and answers are {tokens} tokens together; {MOST_TOKENS} are allowed");
+            let message =
+                format!("prompts and answers are {tokens} tokens together; {MOST_TOKENS} are allowed");
             return Err(status::invalid("feedback", message));
         }
         Ok(Ready { job: Job { items, reference, method, start, spread: None }, text, feedback })
@@ -181,7 +183,8 @@ impl Fits {
     /// The weights to go on from: of a profile for this very model, measured against the same.
     fn start(&self, profile: &Profile, method: Method, reference: Reference) -> Option<Vec<f32>> {
         let content = &profile.content;
-        let same = content.model.revision == self.persrm.assets.revision && content.reference == Some(reference);
+        let same =
+            content.model.revision == self.persrm.assets.revision && content.reference == Some(reference);
         match &content.vector {
             Some(Vector::Weights(values)) if same && method == Method::Weights => Some(values.clone()),
             _ => None,
@@ -189,8 +192,9 @@ impl Fits {
     }
 
     fn reference(&self, asked: i32) -> Result<Reference, Status> {
-        let asked = WireReference::try_from(asked)
-            .map_err(|_| status::invalid("reference", format!("{asked} is no reference that this version knows")))?;
+        let asked = WireReference::try_from(asked).map_err(|_| {
+            status::invalid("reference", format!("{asked} is no reference that this version knows"))
+        })?;
         let offered = Resolver::references(&self.persrm);
         let chosen = match asked {
             WireReference::Unspecified => offered.first().copied().unwrap_or(WireReference::None),
@@ -223,8 +227,9 @@ impl Fits {
                 return Err((field, "the answer is empty; send what was said".to_owned()));
             }
             if length > context {
-                let message =
-                    format!("prompt and answer are {length} tokens; the reward model's context holds {context}");
+                let message = format!(
+                    "prompt and answer are {length} tokens; the reward model's context holds {context}"
+                );
                 return Err((field, message));
             }
             if base_log_prob.is_some_and(|p| !p.is_finite()) {
@@ -232,7 +237,10 @@ impl Fits {
             }
             let vocab = assets.config.vocab;
             if let Some(id) = prompt.iter().chain(&ids).find(|&&id| id as usize >= vocab) {
-                return Err((field, format!("token id {id} lies outside the vocabulary; ids lie below {vocab}")));
+                return Err((
+                    field,
+                    format!("token id {id} lies outside the vocabulary; ids lie below {vocab}"),
+                ));
             }
             Ok(Answer { ids, base_log_prob: base_log_prob.map(f64::from) })
         };
@@ -242,9 +250,10 @@ impl Fits {
                 chosen: answer(".pair.chosen", &pair.chosen, pair.chosen_base_log_prob)?,
                 rejected: answer(".pair.rejected", &pair.rejected, pair.rejected_base_log_prob)?,
             },
-            Some(Kind::Thumb(thumb)) => {
-                Said::Thumb { answer: answer(".thumb.answer", &thumb.answer, thumb.base_log_prob)?, up: thumb.up }
-            }
+            Some(Kind::Thumb(thumb)) => Said::Thumb {
+                answer: answer(".thumb.answer", &thumb.answer, thumb.base_log_prob)?,
+                up: thumb.up,
+            },
         };
         Ok(Item { prompt, said })
     }
@@ -298,7 +307,8 @@ fn tell(messages: &mpsc::Sender<Result<FitResponse, Status>>, step: Progress) ->
     let accuracy = step.accuracy.map(|a| a as f32);
     // The last place is for the end. A step that finds no room is told of by the next one.
     if messages.capacity() > 1 {
-        let response = FitResponse { done: count(step.done), total: count(step.total), accuracy, profile: None };
+        let response =
+            FitResponse { done: count(step.done), total: count(step.total), accuracy, profile: None };
         let _ = messages.try_send(Ok(response));
     }
     ControlFlow::Continue(())
