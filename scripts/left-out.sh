@@ -9,6 +9,12 @@ command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources on a CPU: 
 command -v cargo-deny >/dev/null || left_out+=("cargo deny: cargo-deny is not installed")
 command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
     left_out+=("profiles in PostgreSQL: it is not installed (Debian: apt-get install postgresql)")
+have() { [ -x "target/tools/$1" ] || command -v "$1" >/dev/null; }
+have python/bin/pytest || left_out+=("the Python client and its examples: scripts/python-client.sh was not run")
+have grpcurl || left_out+=("the grpcurl examples: grpcurl is not installed")
+for program in go buf protoc-gen-go protoc-gen-go-grpc; do
+    have "$program" || left_out+=("the Go examples: $program is not installed")
+done
 for line in "${left_out[@]+"${left_out[@]}"}"; do
     echo "left out: $line"
 done

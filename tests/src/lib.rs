@@ -16,5 +16,5 @@ pub use load::{PATIENCE, generator_load, wait_for_load, wait_for_sessions, worke
 pub use micro::micro_models;
 pub use pair::Pair;
 pub use postgres::Postgres;
-pub use process::{Process, Signal, binary, workspace_root};
+pub use process::{Process, Signal, binary, left_out, workspace_root};
 pub use proxy::Proxy;

@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use attune_profiles::Place;
 
+use crate::process::left_out;
+
 /// PostgreSQL does not run as root: then it runs as this user, whom Debian's package makes.
 const USER: &str = "postgres";
 
@@ -24,13 +26,13 @@ impl Postgres {
     /// Starts a server. `None`: PostgreSQL is not installed, and may be left out.
     ///
     /// # Errors
-    /// It does not start; or it is missing, and `ATTUNE_REQUIRE_ALL=1` forbids leaving it out.
+    /// It does not start.
+    ///
+    /// # Panics
+    /// It is missing, and nothing may be left out.
     pub fn start() -> Result<Option<Self>> {
         let Some(programs) = programs() else {
-            if std::env::var_os("ATTUNE_REQUIRE_ALL").is_some_and(|v| v == "1") {
-                bail!("PostgreSQL is not installed, and ATTUNE_REQUIRE_ALL=1 forbids leaving it out");
-            }
-            eprintln!("left out: PostgreSQL is not installed");
+            left_out("profiles in PostgreSQL: it is not installed");
             return Ok(None);
         };
         let folder = tempfile::tempdir()?;

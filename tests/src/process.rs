@@ -34,9 +34,22 @@ impl Process {
         listen: &str,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Self> {
+        Self::start_logging(name, listen, args, Stdio::inherit())
+    }
+
+    /// `start_at`, with a place for what it logs.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_logging<S: AsRef<OsStr>>(
+        name: &str,
+        listen: &str,
+        args: impl IntoIterator<Item = S>,
+        log: impl Into<Stdio>,
+    ) -> Result<Self> {
         let program = binary(name)?;
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
-        Self::of(program, [OsString::from("--listen"), listen.into()].into_iter().chain(args))
+        Self::of(program, [OsString::from("--listen"), listen.into()].into_iter().chain(args), log)
     }
 
     /// Starts whatever becomes a service with these arguments.
@@ -46,6 +59,7 @@ impl Process {
     pub fn of<S: AsRef<OsStr>>(
         program: impl AsRef<OsStr>,
         args: impl IntoIterator<Item = S>,
+        log: impl Into<Stdio>,
     ) -> Result<Self> {
         let name = program.as_ref().display();
         let mut child = Command::new(&program)
@@ -53,7 +67,7 @@ impl Process {
             // Nobody's home is used; a test that keeps profiles says where.
             .env("ATTUNE_REWARD_PROFILES__URL", "")
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
@@ -147,4 +161,13 @@ pub fn binary(name: &str) -> Result<PathBuf> {
         bail!("{} is missing; build it first: cargo build --workspace --bins", path.display());
     }
     Ok(path)
+}
+
+/// Says what this machine cannot check. With `ATTUNE_REQUIRE_ALL=1` that is a failure.
+///
+/// # Panics
+/// Where nothing may be left out.
+pub fn left_out(why: &str) {
+    assert!(std::env::var_os("ATTUNE_REQUIRE_ALL").is_none_or(|v| v != "1"), "left out: {why}");
+    println!("left out: {why}");
 }

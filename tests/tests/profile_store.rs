@@ -1,7 +1,12 @@
 //! The store of profiles, on SQLite and on a real PostgreSQL server alike.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that fails should say where
 
-use std::{path::Path, process::Command, sync::Arc, time::SystemTime};
+use std::{
+    path::Path,
+    process::Command,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use attune_profiles::{
     BasedOn, Change, Content, Keep, Kept, Model, Place, Profile, ProfileName, Reference, Store, StoreError,
@@ -398,7 +403,9 @@ async fn a_full_disk_is_an_error_and_no_corruption() {
 #[tokio::test]
 async fn a_database_that_is_gone_is_an_error_until_it_is_back() {
     let Some(mut server) = Postgres::start().unwrap() else { return };
-    let store = Store::new(server.place().unwrap());
+    // It has to be long enough for a slow machine, and is waited for where nothing answers.
+    let place = server.place().unwrap().waiting(Duration::from_secs(1));
+    let store = Store::new(place.clone());
     let first = put(&store, "alice", "me", "x").await;
     server.kill().unwrap();
     let me = name("me");
@@ -406,7 +413,7 @@ async fn a_database_that_is_gone_is_an_error_until_it_is_back() {
     let refused = store.put("alice", &me, change("y", BasedOn::Anything), None).await;
     assert_eq!(refused, Err(StoreError::Unavailable(Trouble::Unreachable)));
     // A store that starts meanwhile finds it later.
-    let late = Store::new(server.place().unwrap());
+    let late = Store::new(place);
     assert_eq!(late.connect().await, Err(StoreError::Unavailable(Trouble::Unreachable)));
     server.restart().unwrap();
     assert_eq!(store.get("alice", &me).await.unwrap(), first);

@@ -13,6 +13,7 @@ use attune_proto::{
     },
     reward::v1::{Guidance, Prompt, Weights, prompt},
 };
+use attune_reward::RewardConfig;
 use attune_service::{
     auth::{OwnerLimits, new_token},
     caller::Caller,
@@ -305,7 +306,11 @@ async fn without_a_worker_nothing_is_kept_and_it_is_said() {
 #[tokio::test]
 async fn a_lost_database_is_noticed_by_those_alone_who_need_it() {
     let Some(mut server) = Postgres::start().unwrap() else { return };
-    let pair = pair(&server.url(), |_| ()).await;
+    let url = Secret::new(server.url());
+    let keep = |config: &mut RewardConfig| {
+        (config.profiles.url, config.profiles.wait_seconds) = (Some(url), 1.0);
+    };
+    let pair = Pair::random_with(&shape(), (1, 2), |_| (), keep).await.unwrap();
     let (mut texts, mut profiles) = clients(&pair).await;
     profiles.put(put(weighted("me", 1))).await.unwrap();
     // A text that runs goes on; what its profile said is with it.

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     path::Path,
+    process::Stdio,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -130,7 +131,7 @@ async fn a_full_disk_is_said_and_what_was_kept_stays() {
     let model = model(folder.path());
     let path = folder.path().join("profiles.db");
     let url = format!("sqlite:{}", path.display());
-    let script = r#"trap "" XFSZ; ulimit -f 256; exec "$0" "$@" 2>/dev/null"#;
+    let script = r#"trap "" XFSZ; ulimit -f 256; exec "$0" "$@""#;
     let program = binary("attune-reward").unwrap().display().to_string();
     let profiles = format!("profiles.url={url}");
     let args = [
@@ -148,7 +149,7 @@ async fn a_full_disk_is_said_and_what_was_kept_stays() {
         "--set",
         &profiles,
     ];
-    let limited = Process::of("bash", args).unwrap();
+    let limited = Process::of("bash", args, Stdio::null()).unwrap();
     let mut client = client(&limited).await;
     let mut kept = 0;
     let refused = loop {

@@ -1,4 +1,5 @@
-//! The `attune` command: generate, compare, describe, fit and keep profiles, train, write models to measure with, make tokens.
+//! The `attune` command: generate, compare, describe, fit and keep profiles, train, write models to measure with, make
+//! tokens, size a pair.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -13,6 +14,7 @@ mod fit;
 mod generate;
 mod json;
 mod models;
+mod plan;
 mod profile;
 mod request;
 mod request_args;
@@ -28,6 +30,9 @@ use clap::{Parser, Subcommand};
 /// Language models that answer in each person's way, aligned while they decode.
 #[derive(Debug, Parser)]
 #[command(name = "attune", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "With `make run` in another terminal:
+  attune generate --prefer \"with a funny joke\" \"How do I bake the bread?\"
+  attune describe")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -51,6 +56,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Write seeded random models of known shapes, to test and measure with.
     Models(models::ModelsArgs),
+    /// Work out how many devices of which size given models and load need.
+    Plan(Box<plan::PlanArgs>),
     /// Make a token that says who calls, and the line that tells the generator of it.
     Token(token::TokenArgs),
 }
@@ -66,6 +73,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Token(args) => token::run(&args),
     };
     match done {

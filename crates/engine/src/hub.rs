@@ -46,6 +46,20 @@ pub fn resolve(model: &str, revision: Option<&str>, endpoint: Option<&str>) -> R
     resolve_into(model, revision, endpoint, None)
 }
 
+/// As [`resolve`], for whoever needs `config.json` (and `attune.json`, where there is one) alone: of a hub id,
+/// nothing else is fetched.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_config(
+    model: &str,
+    revision: Option<&str>,
+    endpoint: Option<&str>,
+    cache: Option<&Path>,
+) -> Result<PathBuf, LoadError> {
+    place(model, revision, endpoint, cache, Wanted::Config)
+}
+
 /// As [`resolve`], with the folder of the cache given.
 ///
 /// # Errors
@@ -55,6 +69,23 @@ pub fn resolve_into(
     revision: Option<&str>,
     endpoint: Option<&str>,
     cache: Option<&Path>,
+) -> Result<PathBuf, LoadError> {
+    place(model, revision, endpoint, cache, Wanted::Checkpoint)
+}
+
+/// What of a model is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Checkpoint,
+    Config,
+}
+
+fn place(
+    model: &str,
+    revision: Option<&str>,
+    endpoint: Option<&str>,
+    cache: Option<&Path>,
+    wanted: Wanted,
 ) -> Result<PathBuf, LoadError> {
     let path = Path::new(model);
     if path.is_dir() || crate::gguf::find(path)?.is_some() {
@@ -74,7 +105,7 @@ pub fn resolve_into(
             "`{revision}` is no revision: name a branch, a tag or a commit"
         )));
     }
-    fetch(model, revision, endpoint, cache).map_err(|problem| {
+    fetch(model, revision, endpoint, cache, wanted).map_err(|problem| {
         LoadError::Other(format!(
             "`{model}` is no model: no such folder exists, and from the hub it cannot be had: {problem}"
         ))
@@ -101,7 +132,13 @@ fn is_revision(revision: &str) -> bool {
     revision.len() <= 200 && revision.split('/').all(legal)
 }
 
-fn fetch(id: &str, revision: &str, endpoint: Option<&str>, cache: Option<&Path>) -> Result<PathBuf, Problem> {
+fn fetch(
+    id: &str,
+    revision: &str,
+    endpoint: Option<&str>,
+    cache: Option<&Path>,
+    wanted: Wanted,
+) -> Result<PathBuf, Problem> {
     let cache = Cache::new(cache.map_or_else(cache_folder, |path| Ok(path.to_path_buf()))?);
     let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
     let hub =
@@ -120,7 +157,9 @@ fn fetch(id: &str, revision: &str, endpoint: Option<&str>, cache: Option<&Path>)
         Err(ApiError::RequestError(error)) if !matches!(*error, ureq::Error::StatusCode(_)) => {
             let cached =
                 cache.repo(repo(revision)).get("config.json").and_then(|p| p.parent().map(Path::to_path_buf));
-            let Some(folder) = cached.filter(|folder| missing_file(folder).is_none()) else {
+            let Some(folder) =
+                cached.filter(|folder| wanted == Wanted::Config || missing_file(folder).is_none())
+            else {
                 return Err(Problem::Other(format!(
                     "{hub} cannot be reached ({error}), and the cache has no copy"
                 )));
@@ -140,7 +179,10 @@ fn fetch(id: &str, revision: &str, endpoint: Option<&str>, cache: Option<&Path>)
     // All files of one commit, even if the branch moves on meanwhile.
     let there = info.siblings.into_iter().map(|file| file.rfilename).collect();
     let pinned = Pinned { remote: api.repo(repo(&info.sha)), cached: cache.repo(repo(&info.sha)) };
-    let folder = download(&pinned, &there)?;
+    let folder = match wanted {
+        Wanted::Checkpoint => download(&pinned, &there)?,
+        Wanted::Config => download_config(&pinned, &there)?,
+    };
     cache.repo(repo(revision)).create_ref(&info.sha)?;
     Ok(folder)
 }
@@ -186,6 +228,18 @@ fn download(repo: &Pinned, there: &HashSet<String>) -> Result<PathBuf, Problem> 
         }
     }
     Ok(folder)
+}
+
+/// Fetches what says how large a model is.
+fn download_config(repo: &Pinned, there: &HashSet<String>) -> Result<PathBuf, Problem> {
+    if !there.contains("config.json") {
+        return Err(Problem::Other("the repository has no config.json".to_owned()));
+    }
+    let config = get(repo, "config.json")?;
+    if there.contains("attune.json") {
+        get(repo, "attune.json")?;
+    }
+    Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
 /// One file, from the cache or the hub.

@@ -6,10 +6,7 @@ mod error;
 mod place;
 mod row;
 
-use std::{
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, time::SystemTime};
 
 use futures::future::BoxFuture;
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool, Transaction};
@@ -21,8 +18,8 @@ pub use error::{StoreError, Trouble};
 pub use place::{Place, PlaceError};
 use row::{Row, Stored, micros};
 
-/// The longest that an operation may take, its wait for a connection included.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// An operation waits for a connection, for another's turn, and for the disk; at most so many times the place's wait.
+const WAITS: u32 = 3;
 
 /// A store of profiles. It connects when it is first asked, and again when the database was gone.
 pub struct Store {
@@ -124,7 +121,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`] may pass; the others need the operator.
     pub async fn connect(&self) -> Result<(), StoreError> {
-        within(Box::pin(async move { self.pool().await.map(|_| ()) })).await
+        self.within(Box::pin(async move { self.pool().await.map(|_| ()) })).await
     }
 
     /// What keeps the profiles.
@@ -148,7 +145,7 @@ impl Store {
         change: Change,
         most: Option<u32>,
     ) -> Result<Profile, StoreError> {
-        within(Box::pin(async move {
+        self.within(Box::pin(async move {
             let pool = self.pool().await?;
             let mut writing = pool.write(owner).await?;
             let found = writing.revision(owner, name).await?;
@@ -180,7 +177,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], or what the store has.
     pub async fn get(&self, owner: &str, name: &ProfileName) -> Result<Profile, StoreError> {
-        within(Box::pin(async move {
+        self.within(Box::pin(async move {
             let row: Option<Row> = on!(Pool, self.pool().await?, pool => {
                 sqlx::query_as(SELECT).bind(owner).bind(name.as_str()).fetch_optional(pool).await
             })?;
@@ -198,7 +195,7 @@ impl Store {
         owner: &str,
         name: &ProfileName,
     ) -> Result<(Profile, Kept), StoreError> {
-        within(Box::pin(async move {
+        self.within(Box::pin(async move {
             let row: Option<Stored> = on!(Pool, self.pool().await?, pool => {
                 sqlx::query_as(SELECT_KEPT).bind(owner).bind(name.as_str()).fetch_optional(pool).await
             })?;
@@ -221,7 +218,7 @@ impl Store {
         after: Option<&ProfileName>,
         most: u32,
     ) -> Result<Vec<Profile>, StoreError> {
-        within(Box::pin(async move {
+        self.within(Box::pin(async move {
             let after = after.map_or("", ProfileName::as_str);
             let rows: Vec<Row> = on!(Pool, self.pool().await?, pool => {
                 sqlx::query_as(PAGE).bind(owner).bind(after).bind(i64::from(most)).fetch_all(pool).await
@@ -236,7 +233,7 @@ impl Store {
     /// # Errors
     /// As [`Store::get`].
     pub async fn delete(&self, owner: &str, name: &ProfileName) -> Result<(), StoreError> {
-        within(Box::pin(async move {
+        self.within(Box::pin(async move {
             let pool = self.pool().await?;
             let mut writing = pool.write(owner).await?;
             let gone = on!(Writing, &mut writing, to => {
@@ -260,6 +257,12 @@ impl Store {
             Some(Pool::Postgres(pool)) => pool.close().await,
             None => {}
         }
+    }
+
+    /// Boxed, which tells the compiler where it is that the work can go to another thread.
+    async fn within<T>(&self, work: BoxFuture<'_, Result<T, StoreError>>) -> Result<T, StoreError> {
+        let late = Err(StoreError::Unavailable(Trouble::Unreachable));
+        timeout(WAITS * self.place.wait(), work).await.unwrap_or(late)
     }
 
     async fn pool(&self) -> Result<&Pool, StoreError> {
@@ -387,9 +390,4 @@ fn check(based_on: BasedOn, found: Option<u64>) -> Result<(), StoreError> {
     };
     let found = found.unwrap_or(0);
     if based_on == found { Ok(()) } else { Err(StoreError::Stale { based_on, found }) }
-}
-
-/// Boxed, which tells the compiler where it is that the work can go to another thread.
-async fn within<T>(work: BoxFuture<'_, Result<T, StoreError>>) -> Result<T, StoreError> {
-    timeout(PATIENCE, work).await.unwrap_or(Err(StoreError::Unavailable(Trouble::Unreachable)))
 }

@@ -4,7 +4,7 @@ use std::{fmt, fs, io, path::Path, str::FromStr, time::Duration};
 
 use futures::future::BoxFuture;
 use sqlx::{
-    ConnectOptions as _,
+    ConnectOptions as _, Connection as _,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -17,14 +17,15 @@ static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// Connections of one process; a read takes far less than a millisecond.
 const CONNECTIONS: u32 = 8;
-/// How long one is waited for, and how long SQLite waits for another writer.
-const WAIT: Duration = Duration::from_secs(5);
 /// A statement that takes longer is ended by PostgreSQL.
 const STATEMENT_TIMEOUT: &str = "10s";
 
 /// Where profiles are kept.
 #[derive(Clone)]
-pub struct Place(Kind);
+pub struct Place {
+    kind: Kind,
+    wait: Duration,
+}
 
 #[derive(Clone)]
 enum Kind {
@@ -62,11 +63,25 @@ impl FromStr for Place {
             )
         })?;
         let options = options.options([("statement_timeout", STATEMENT_TIMEOUT)]).application_name("attune");
-        Ok(Self(Kind::Postgres(options)))
+        Ok(Self { kind: Kind::Postgres(options), wait: Self::WAIT })
     }
 }
 
 impl Place {
+    /// How long a store is waited for where nothing else is said.
+    pub const WAIT: Duration = Duration::from_secs(5);
+
+    /// The same place, where a connection, and in SQLite another writer's end, is waited for so long.
+    #[must_use]
+    pub fn waiting(self, wait: Duration) -> Self {
+        Self { wait, ..self }
+    }
+
+    /// How long a store is waited for.
+    pub(super) fn wait(&self) -> Duration {
+        self.wait
+    }
+
     /// A file; it and its folder are made where they do not exist yet, for this user alone.
     ///
     /// # Errors
@@ -83,15 +98,14 @@ impl Place {
             // What is acknowledged is on the disk, whatever happens next.
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(WAIT)
             // What is deleted is overwritten.
             .pragma("secure_delete", "ON");
-        Ok(Self(Kind::Sqlite(options)))
+        Ok(Self { kind: Kind::Sqlite(options), wait: Self::WAIT })
     }
 
     /// What keeps them.
     pub fn kind(&self) -> &'static str {
-        match self.0 {
+        match self.kind {
             Kind::Sqlite(_) => "SQLite",
             Kind::Postgres(_) => "PostgreSQL",
         }
@@ -99,22 +113,28 @@ impl Place {
 
     /// Whether it is a server's.
     pub(super) fn is_remote(&self) -> bool {
-        matches!(self.0, Kind::Postgres(_))
+        matches!(self.kind, Kind::Postgres(_))
     }
 
     /// Connects, and brings the store up to this version. Owned and boxed: only so does the compiler see that it can
     /// go to another thread.
     pub(super) fn connect(&self) -> BoxFuture<'static, Result<Pool, StoreError>> {
-        match self.0.clone() {
-            Kind::Sqlite(options) => Box::pin(sqlite(options)),
-            Kind::Postgres(options) => Box::pin(postgres(options)),
+        let wait = self.wait;
+        match self.kind.clone() {
+            Kind::Sqlite(options) => Box::pin(sqlite(options.busy_timeout(wait), wait)),
+            Kind::Postgres(options) => Box::pin(postgres(options, wait)),
         }
     }
 }
 
-async fn sqlite(options: SqliteConnectOptions) -> Result<Pool, StoreError> {
+async fn sqlite(options: SqliteConnectOptions, wait: Duration) -> Result<Pool, StoreError> {
     private_file(options.get_filename()).map_err(sqlx::Error::Io)?;
-    let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(WAIT);
+    let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(wait);
+    // A full disk makes SQLite end a transaction by itself, which its driver does not see: it would take no other.
+    let pool = pool.before_acquire(|connection, _| {
+        let within = connection.is_in_transaction();
+        Box::pin(async move { Ok(!within) })
+    });
     let pool = pool.connect_with(options.disable_statement_logging()).await?;
     // Two services that start at once take turns: for SQLite the migrator itself takes no lock.
     let mut all = pool.begin_with("BEGIN IMMEDIATE").await?;
@@ -123,8 +143,8 @@ async fn sqlite(options: SqliteConnectOptions) -> Result<Pool, StoreError> {
     Ok(Pool::Sqlite(pool))
 }
 
-async fn postgres(options: PgConnectOptions) -> Result<Pool, StoreError> {
-    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(WAIT);
+async fn postgres(options: PgConnectOptions, wait: Duration) -> Result<Pool, StoreError> {
+    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(wait);
     let pool = pool.connect_with(options.disable_statement_logging()).await?;
     POSTGRES.run_direct(None, &mut *pool.acquire().await?, false).await.map_err(judge)?;
     Ok(Pool::Postgres(pool))

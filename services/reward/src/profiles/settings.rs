@@ -1,16 +1,19 @@
 //! `[profiles]`: where people's profiles are kept.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use attune_profiles::Place;
 use attune_service::{
-    config::{ConfigError, invalid},
+    config::{ConfigError, check_range, invalid},
     secret::Secret,
 };
 use serde::{Deserialize, Serialize};
 
 /// `[profiles]`: where people's profiles are kept. With neither setting: nowhere.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProfilesConfig {
     /// `sqlite:PATH`, a file of one machine's workers, or `postgres://USER:PASSWORD@HOST/DATABASE` for workers on
@@ -19,6 +22,14 @@ pub struct ProfilesConfig {
     pub url: Option<Secret>,
     /// A file that holds the address, for one with a password. Not together with `url`.
     pub url_file: Option<PathBuf>,
+    /// How long a connection, and in SQLite another writer's end, is waited for, in seconds, 0.01 to 60. Default: 5.
+    pub wait_seconds: f64,
+}
+
+impl Default for ProfilesConfig {
+    fn default() -> Self {
+        Self { url: None, url_file: None, wait_seconds: Place::WAIT.as_secs_f64() }
+    }
 }
 
 /// What is said where an address is no use.
@@ -36,7 +47,7 @@ impl ProfilesConfig {
             let path = state.join("attune/profiles.db");
             Some(Secret::new(format!("sqlite:{}", path.to_str()?)))
         });
-        Self { url, url_file: None }
+        Self { url, ..self }
     }
 
     /// Where they are kept. `None`: nowhere.
@@ -44,9 +55,14 @@ impl ProfilesConfig {
     /// # Errors
     /// Names the setting at fault, and never the address itself, which may hold a password.
     pub(crate) fn place(&self) -> Result<Option<Place>, ConfigError> {
+        check_range("profiles.wait_seconds", self.wait_seconds, 0.01..=60.0)?;
+        let wait = Duration::from_secs_f64(self.wait_seconds);
         let parse = |key: &str, url: &str| match url {
             "" => Ok(None),
-            url => url.parse().map(Some).map_err(|e| invalid(key, "[secret]", format!("{ALLOWED} ({e})"))),
+            url => match url.parse::<Place>() {
+                Ok(place) => Ok(Some(place.waiting(wait))),
+                Err(error) => Err(invalid(key, "[secret]", format!("{ALLOWED} ({error})"))),
+            },
         };
         match (&self.url, &self.url_file) {
             (None, None) => Ok(None),
@@ -71,7 +87,7 @@ mod tests {
     use super::*;
 
     fn url(url: &str) -> ProfilesConfig {
-        ProfilesConfig { url: Some(Secret::new(url)), url_file: None }
+        ProfilesConfig { url: Some(Secret::new(url)), ..ProfilesConfig::default() }
     }
 
     #[test]
@@ -84,11 +100,11 @@ mod tests {
         assert!(error.contains("profiles.url") && !error.contains("hunter2"), "{error}");
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "postgres://attune:hunter2@db.example/attune\n").unwrap();
-        let from_file = ProfilesConfig { url: None, url_file: Some(file.path().into()) };
+        let from_file = ProfilesConfig { url_file: Some(file.path().into()), ..ProfilesConfig::default() };
         assert!(from_file.place().unwrap().is_some());
         let both = ProfilesConfig { url: Some(Secret::new("")), ..from_file };
         assert!(both.place().unwrap_err().to_string().contains("only without"));
-        let missing = ProfilesConfig { url: None, url_file: Some("nowhere".into()) };
+        let missing = ProfilesConfig { url_file: Some("nowhere".into()), ..ProfilesConfig::default() };
         assert!(missing.place().unwrap_err().to_string().contains("nowhere"));
     }
 
