@@ -11,7 +11,7 @@ use attune_profiles::{
 };
 use attune_proto::{
     profile::v1::{Feedback, FitMethod, FitReport, FitRequest, FitResponse, feedback::Kind},
-    reward::v1::Reference as WireReference,
+    reward::v1::{Reference as WireReference, prompt},
 };
 use attune_service::{caller::Caller, status};
 use futures::stream::BoxStream;
@@ -214,8 +214,10 @@ impl Fits {
     fn item(&self, feedback: &Feedback, text: Option<&str>) -> Result<Item, (&'static str, String)> {
         let kind = feedback.prompt.clone().and_then(|p| p.kind);
         let kind = kind.ok_or((".prompt", "the prompt is absent; send what was asked".to_owned()))?;
-        let is_ids = matches!(kind, attune_proto::reward::v1::prompt::Kind::TokenIds(_));
-        let text = text.filter(|_| !is_ids);
+        if text.is_some() && matches!(kind, prompt::Kind::TokenIds(_)) {
+            let message = "a preference cannot be put into token ids; send messages or text, or fit without a preference";
+            return Err((".prompt", message.to_owned()));
+        }
         let prompt = self.resolver.encode(kind, text).map_err(|failure| (".prompt", failure.message))?;
         let answer = |field: &'static str, text: &str, base_log_prob: Option<f32>| {
             let assets = &self.persrm.assets;
