@@ -71,7 +71,7 @@ impl Default for LatentOptions {
             inner: 128,
             people: 160,
             pairs: 24,
-            steps: 1200,
+            steps: 300,
             batch: 8,
             support: 10,
             queries: 2,
