@@ -22,4 +22,4 @@ if [ ${#left_out[@]} -gt 0 ] && [ "${ATTUNE_REQUIRE_ALL:-}" = 1 ]; then
     echo "ATTUNE_REQUIRE_ALL=1: nothing may be left out" >&2
     exit 1
 fi
-echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"
+echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), images (make images), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"

@@ -17,6 +17,7 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
+use tonic_health::pb::health_client::HealthClient;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tables of 64 candidates with 16 rewards each, and the last message's resolved prompts, fit well.
@@ -113,6 +114,11 @@ impl EndpointArgs {
     /// A client of a reward worker.
     pub(crate) async fn reward(&self) -> Result<RewardServiceClient<Channel>> {
         Ok(RewardServiceClient::new(self.channel().await?))
+    }
+
+    /// A client of any service's health.
+    pub(crate) async fn health(&self) -> Result<HealthClient<Channel>> {
+        Ok(HealthClient::new(self.channel().await?))
     }
 
     /// Runs the call to its very end within the time allowed: the transport's own timeout ends at the

@@ -10,8 +10,10 @@ mod contributions;
 mod describe;
 mod eval;
 mod failure;
+mod fetch;
 mod fit;
 mod generate;
+mod health;
 mod json;
 mod models;
 mod plan;
@@ -48,6 +50,10 @@ enum Command {
     Fit(Box<fit::FitArgs>),
     /// Keep people's profiles, and carry them over to another store or model.
     Profile(profile::ProfileArgs),
+    /// Ask whether a service is well: for health checks that run a command.
+    Health(health::HealthArgs),
+    /// Fetch a model from the hub before a service needs it.
+    Fetch(fetch::FetchArgs),
     /// Train models.
     Train(train::TrainArgs),
     /// Measure how well each method aligns, with one judge in one run: the table, and a plot.
@@ -69,6 +75,8 @@ fn main() -> ExitCode {
         Command::Describe(args) => with_runtime(describe::run(args)),
         Command::Fit(args) => with_runtime(fit::run(*args)),
         Command::Profile(args) => with_runtime(profile::run(args)),
+        Command::Health(args) => with_runtime(health::run(args)),
+        Command::Fetch(args) => fetch::run(&args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),

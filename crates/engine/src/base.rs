@@ -1,11 +1,11 @@
 //! The base model: a decoder and its output head.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use attune_kernels::{Linear, Threads};
 use candle_core::Tensor;
 
-use crate::{Assets, Decoder, ForwardError, LoadError, LoadOptions, ops};
+use crate::{Assets, Decoder, ForwardError, LoadError, LoadOptions, ModelPath, ops};
 
 /// The model that decides every token.
 pub struct BaseModel {
@@ -18,11 +18,11 @@ pub struct BaseModel {
 }
 
 impl BaseModel {
-    /// Loads a checkpoint: a folder, or a GGUF file.
+    /// Loads a checkpoint: a folder, a GGUF file, or either with an adapter on it.
     ///
     /// # Errors
     /// Names the file and the tensor at fault.
-    pub fn load(path: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
+    pub fn load(path: impl Into<ModelPath>, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
         let (assets, checkpoint) = Assets::open(path, id, options)?;
         let config = &assets.config;
         let shape = [config.vocab, config.hidden];

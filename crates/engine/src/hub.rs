@@ -14,7 +14,10 @@ use hf_hub::{
     },
 };
 
-use crate::{LoadError, checkpoint};
+use crate::{
+    LoadError, ModelPath,
+    checkpoint::{self, adapter},
+};
 
 /// What a checkpoint folder may hold beside its weights.
 const FILES: [&str; 7] = [
@@ -32,6 +35,37 @@ const INDEX: &str = "model.safetensors.index.json";
 const HUB: &str = "https://huggingface.co";
 /// Tries to go on with a broken transfer, with a wait between them.
 const RETRIES: usize = 3;
+
+/// The place of a model that may be a LoRA adapter: then also that of the base that it is worn on, which is
+/// `base`, else the hub id that the adapter names.
+///
+/// # Errors
+/// As [`resolve`]; an adapter without a base, or a base without an adapter.
+pub fn locate(model: &str, revision: Option<&str>, base: Option<&str>) -> Result<ModelPath, LoadError> {
+    let path = resolve(model, revision, None)?;
+    if !ModelPath::is_adapter(&path) {
+        return match base {
+            None => Ok(ModelPath::from(&path)),
+            Some(base) => Err(LoadError::Other(format!(
+                "`base_model` is `{base}`, but `{model}` is a model of its own and no adapter; leave it out"
+            ))),
+        };
+    }
+    let settings = path.join(adapter::CONFIG);
+    let named = match base {
+        Some(base) => base.to_owned(),
+        None => match adapter::base_of(&path)? {
+            // What a file says must not make this process read a path of its choice.
+            Some(name) if is_hub_id(&name) && !Path::new(&name).exists() => name,
+            Some(name) => {
+                let problem = format!("was trained on `{name}`; give that base by `base_model`");
+                return Err(LoadError::file(&settings, problem));
+            }
+            None => return Err(LoadError::file(&settings, "names no base; give it by `base_model`")),
+        },
+    };
+    Ok(ModelPath::adapted(resolve(&named, None, None)?, path))
+}
 
 /// The place of a model: an existing folder or GGUF file as it is, or `org/name` fetched from the hub (or taken
 /// from its cache) at a branch, tag or commit.

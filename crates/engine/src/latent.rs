@@ -8,7 +8,7 @@
 //! difference of two answers is that of what differs in them.
 
 use attune_kernels::EmbeddingTable;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Checkpoint, LoadError};
 
@@ -36,15 +36,15 @@ pub struct LatentAdapter {
 }
 
 /// The sizes of an adapter, as `attune.json` gives them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct LatentShape {
+pub struct LatentShape {
     /// The width of a latent.
-    size: usize,
+    pub size: usize,
     /// The rank of the adapter.
-    rank: usize,
+    pub rank: usize,
     /// The inner width of the encoder, `m`.
-    inner: usize,
+    pub inner: usize,
 }
 
 /// Row-major.

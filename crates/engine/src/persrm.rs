@@ -8,53 +8,16 @@ use std::{path::Path, sync::Arc};
 
 use attune_kernels::{EmbeddingTable, Linear, Threads};
 use candle_core::{Device, Tensor};
-use serde::Deserialize;
 
 use crate::{
-    Assets, Checkpoint, Decoder, DecoderConfig, ForwardError, LatentAdapter, LoadError, LoadOptions, Output,
-    PreferenceTemplate, SequenceRows, kv::BLOCK_SIZE, kv::KvCache, kv::blocks_for, latent::LatentShape, ops,
+    Assets, Checkpoint, Decoder, DecoderConfig, DefaultReference, ForwardError, LatentAdapter, LoadError,
+    LoadOptions, ModelPath, Output, PersRmSettings, PreferenceTemplate, SequenceRows, WeightsForm,
+    kv::{BLOCK_SIZE, KvCache, blocks_for},
+    ops,
 };
 
 /// Where the latent adapter lies.
 const LATENT_FILE: &str = "latent_adapter.safetensors";
-
-/// `attune.json`: how a PersRM wants to be used. Every key may be absent.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct Settings {
-    /// A template of the last user message, over `preference` and `content`.
-    template: Option<String>,
-    /// "ones", or "head": `weight_head.safetensors` reads `w_p` off the preference text.
-    weights: WeightsForm,
-    /// The default reference.
-    reference: Option<DefaultReference>,
-    /// The folder or GGUF file, within this folder, of the weights before training.
-    reference_model: Option<String>,
-    /// The scale of the loss it was trained with; the fit of profiles uses it.
-    beta: Option<f64>,
-    /// The sizes of the latent adapter in `latent_adapter.safetensors`.
-    latent: Option<LatentShape>,
-}
-
-#[derive(Deserialize, Default, PartialEq)]
-#[serde(rename_all = "lowercase")]
-enum WeightsForm {
-    #[default]
-    Ones,
-    Head,
-}
-
-/// The reference that a PersRM was made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DefaultReference {
-    /// Its own weights before training.
-    Model,
-    /// The base model.
-    Generator,
-    /// None.
-    None,
-}
 
 /// Which of the two models of a PersRM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +28,10 @@ pub enum Side {
     Reference,
 }
 
-/// A decoder with the rows of its output embedding.
+/// A decoder with its input embedding and the rows of its output embedding.
 struct Scorer {
     decoder: Decoder,
+    embedding: Arc<EmbeddingTable>,
     head: Arc<EmbeddingTable>,
 }
 
@@ -89,21 +53,23 @@ pub struct PersRm {
     weight_head: Option<Linear>,
     /// The latent form of a person.
     latent: Option<LatentAdapter>,
+    weights_form: WeightsForm,
     options: LoadOptions,
 }
 
 impl PersRm {
     /// Loads a checkpoint, a folder or a GGUF file, with what stands beside its weights: `attune.json`,
-    /// `value_head.safetensors`, `weight_head.safetensors`, and the reference's weights.
+    /// `value_head.safetensors`, `weight_head.safetensors`, and the reference's weights. The reference of an
+    /// adapter is the model that it is worn on, unless `attune.json` says otherwise.
     ///
     /// # Errors
     /// Names the file and the tensor at fault.
-    pub fn load(path: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
+    pub fn load(path: impl Into<ModelPath>, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
         let (mut assets, checkpoint) = Assets::open(path, id, options)?;
         let folder = checkpoint.folder();
-        let settings = settings(folder)?;
-        let (policy, reference) = match &settings.reference_model {
-            None => (Scorer::load(&assets.config, &checkpoint, options)?, None),
+        let settings = PersRmSettings::load(folder)?;
+        let policy = Scorer::load(&assets.config, &checkpoint, options, None)?;
+        let reference = match &settings.reference_model {
             Some(name) => {
                 let path = within(folder, name)?;
                 let weights = Checkpoint::open(&path)?;
@@ -113,9 +79,16 @@ impl PersRm {
                 if same(&config) != same(&assets.config) {
                     return Err(LoadError::file(&path, "the reference's shape differs from the model's"));
                 }
-                let reference = Scorer::load(&config, &weights, options)?;
-                (Scorer::load(&assets.config, &checkpoint, options)?, Some(reference))
+                Some(Scorer::load(&config, &weights, options, None)?)
             }
+            None => match checkpoint.without_adapter() {
+                Some(base) if settings.reference.is_none_or(|named| named == DefaultReference::Model) => {
+                    // An adapter leaves the embedding as it is.
+                    let embedding = Arc::clone(&policy.embedding);
+                    Some(Scorer::load(&assets.config, &base, options, Some(embedding))?)
+                }
+                _ => None,
+            },
         };
         let d = assets.config.hidden;
         let format = assets.format;
@@ -129,7 +102,7 @@ impl PersRm {
             .exists()
             .then(|| head("value_head.safetensors", "v_head.summary.weight", "v_head.summary.bias"))
             .transpose()?;
-        let weight_head = (settings.weights == WeightsForm::Head)
+        let weight_head = (settings.weights != WeightsForm::Ones)
             .then(|| head("weight_head.safetensors", "weight", "bias"))
             .transpose()?;
         let latent = match settings.latent {
@@ -158,6 +131,7 @@ impl PersRm {
             value_head,
             weight_head,
             latent,
+            weights_form: settings.weights,
             options: options.clone(),
             assets,
         })
@@ -173,9 +147,9 @@ impl PersRm {
         self.value_head.is_some()
     }
 
-    /// Whether `w_p` is read off a preference text.
-    pub fn has_weight_head(&self) -> bool {
-        self.weight_head.is_some()
+    /// Whether `w_p` is read off a preference text, and when.
+    pub fn weights_form(&self) -> WeightsForm {
+        self.weights_form
     }
 
     /// The latent form of a person, where the folder has one.
@@ -266,30 +240,20 @@ impl PersRm {
 }
 
 impl Scorer {
+    /// `embedding`: the input embedding, where another model has the same one already.
     fn load(
         config: &DecoderConfig,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
+        embedding: Option<Arc<EmbeddingTable>>,
     ) -> Result<Self, LoadError> {
         let shape = [config.vocab, config.hidden];
-        let embedding = Arc::new(checkpoint.table("model.embed_tokens.weight", shape, options.format)?);
-        let head = if config.tied {
-            Arc::clone(&embedding)
-        } else {
-            Arc::new(checkpoint.table(config.head_tensor(), shape, options.format)?)
-        };
-        let decoder = Decoder::load(config, checkpoint, embedding, options)?;
-        Ok(Self { decoder, head })
+        let table = |name| Ok::<_, LoadError>(Arc::new(checkpoint.table(name, shape, options.format)?));
+        let embedding = embedding.map_or_else(|| table("model.embed_tokens.weight"), Ok)?;
+        let head = if config.tied { Arc::clone(&embedding) } else { table(config.head_tensor())? };
+        let decoder = Decoder::load(config, checkpoint, Arc::clone(&embedding), options)?;
+        Ok(Self { decoder, embedding, head })
     }
-}
-
-fn settings(folder: &Path) -> Result<Settings, LoadError> {
-    let path = folder.join("attune.json");
-    if !path.exists() {
-        return Ok(Settings::default());
-    }
-    let text = crate::files::read_text(&path).map_err(|e| LoadError::file(&path, e))?;
-    serde_json::from_str(&text).map_err(|e| LoadError::file(&path, e))
 }
 
 /// A folder or GGUF file beside the model.

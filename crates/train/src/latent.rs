@@ -14,8 +14,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use attune_engine::{LatentShape, PersRmSettings};
 use candle_core::{DType, Device, Tensor, Var};
-use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use crate::batch::{Batch, Encoded};
@@ -201,7 +201,7 @@ impl Latents {
         latent: &[f32],
     ) -> Result<Vec<f64>> {
         let person = read(persrm, words, said)?;
-        let embedding = persrm.vars()["model.embed_tokens.weight"].as_detached_tensor();
+        let embedding = persrm.output(true)?;
         let z = Tensor::new(latent, &Device::Cpu)?.unsqueeze(0)?;
         let queries: Vec<_> = person.iter().map(|pair| (0, pair)).collect();
         let rows = rows(&queries)?;
@@ -223,13 +223,10 @@ impl Latents {
         let path = folder.join(FILE);
         fs::write(&path, safetensors::serialize(tensors, Some(metadata))?)
             .with_context(|| format!("cannot write {}", path.display()))?;
-        let path = folder.join("attune.json");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut settings: Value =
-            serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+        let mut settings = PersRmSettings::load(folder)?;
         let (rank, inner) = (self.var("adapter.down").dim(0)?, self.var("encoder.hidden").dim(0)?);
-        settings["latent"] = json!({"size": self.size, "rank": rank, "inner": inner});
-        write_json(&path, &settings)
+        settings.latent = Some(LatentShape { size: self.size, rank, inner });
+        write_json(&folder.join(PersRmSettings::FILE), &serde_json::to_value(settings)?)
     }
 }
 
@@ -268,7 +265,7 @@ pub fn train(
     }
     drop(reading);
     let latents = Latents::fresh(persrm.config().hidden_size, options, seed)?;
-    let embedding = persrm.vars()["model.embed_tokens.weight"].as_detached_tensor();
+    let embedding = persrm.output(true)?;
     let schedule =
         Schedule { peak: options.rate, warm_up: (options.steps / 20).max(1), steps: options.steps };
     let mut optimizer = AdamW::new(0.01, 1.0);
@@ -377,7 +374,7 @@ fn read(persrm: &Llama, tokenizer: &Tokenizer, said: &[Pair]) -> Result<Person> 
             texts.push(Encoded::new(&prompt, &encode(tokenizer, answer)?, END));
         }
     }
-    let embedding = persrm.vars()["model.embed_tokens.weight"].as_detached_tensor();
+    let embedding = persrm.output(true)?;
     let mut reads = Vec::with_capacity(texts.len());
     for chunk in texts.chunks(READ) {
         let batch = Batch::new(&chunk.iter().collect::<Vec<_>>())?;

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use attune_engine::{
-    BaseModel, DecoderConfig, LoadOptions, PreferenceTemplate, SharedPrefix, hub,
+    BaseModel, DecoderConfig, LoadOptions, PreferenceTemplate, SharedPrefix,
     kv::{BLOCK_SIZE, KvCache, Sharing, blocks_for},
 };
 use attune_proto::{
@@ -34,7 +34,7 @@ use crate::{
     decoding::Decoding,
     discovery::{self, Resolve, Source},
     engine::{Device, Ends, Engine, Inbox},
-    metrics::Instruments,
+    metrics::{Instruments, Requests},
     pool::Pool,
     profiles::Profiles,
     roster::Roster,
@@ -56,6 +56,14 @@ impl Generator {
     /// # Errors
     /// Says what the model, the memory, an address or a setting has wrong.
     pub async fn start(config: GeneratorConfig) -> anyhow::Result<Self> {
+        Self::start_with(config, Metrics::new("attune-generator")?).await
+    }
+
+    /// `start`, with the metrics of a process that exports them.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub async fn start_with(config: GeneratorConfig, metrics: Metrics) -> anyhow::Result<Self> {
         config.validate()?;
         let bound = listener::open(&config.server).await?;
         let device = {
@@ -70,10 +78,8 @@ impl Generator {
             seed: rand::random(),
             inline: false,
         };
-        let Parts { api, roster, device, scheduler, inbox, ends, seed, counters } =
-            parts(&config, device, surroundings)?;
-        let metrics = Metrics::new("attune-generator")?;
-        let instruments = Instruments::new(&metrics, &api.load, &counters);
+        let Parts { api, roster, device, scheduler, inbox, ends, seed, counters, instruments } =
+            parts(&config, device, surroundings, &metrics)?;
         let (assets, patience) = (Arc::clone(&api.assets), config.patience());
         let answers = AnswerReader::new(Arc::clone(&device.model))?;
         let engine = EngineThread::spawn(move || {
@@ -139,6 +145,7 @@ pub(crate) struct Parts {
     pub(crate) ends: Ends,
     pub(crate) seed: u64,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) instruments: Instruments,
 }
 
 /// Puts a generator together.
@@ -146,6 +153,7 @@ pub(crate) fn parts(
     config: &GeneratorConfig,
     device: Device,
     surroundings: Surroundings,
+    metrics: &Metrics,
 ) -> anyhow::Result<Parts> {
     let Surroundings { dial, resolve, seed, inline } = surroundings;
     let sources: Vec<Source> = config.reward.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
@@ -176,12 +184,15 @@ pub(crate) fn parts(
         counters: Arc::clone(&counters),
     };
     let guided = !sources.is_empty();
+    let instruments = Instruments::new(metrics, slots, &watched, &counters);
+    let requests = Arc::new(Requests::new(metrics, &assets.id));
     let (roster, workers) = Roster::new(sources, resolve, dialer, inbox.clone());
     let api = Api {
         assets,
         fingerprint,
         engine: inbox.clone(),
         permits: Arc::new(Semaphore::new(slots + config.queue)),
+        requests,
         quotas: Quotas::new(config.auth.limits),
         limits: Limits {
             max_tokens: config.max_tokens,
@@ -197,7 +208,7 @@ pub(crate) fn parts(
         workers,
     };
     let ends = Ends { commands, load };
-    Ok(Parts { api, roster, device, scheduler, inbox, ends, seed, counters })
+    Ok(Parts { api, roster, device, scheduler, inbox, ends, seed, counters, instruments })
 }
 
 /// The blocks that the configured memory holds, and no more than the slots can use.
@@ -210,8 +221,8 @@ fn load(config: &GeneratorConfig) -> anyhow::Result<Device> {
     let engine = &config.engine;
     let threads = engine.threads()?;
     let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
-    let folder = hub::resolve(&engine.model, engine.model_revision.as_deref(), None)?;
-    let model = BaseModel::load(&folder, &engine.id(), &options)?;
+    let path = engine.locate()?;
+    let model = BaseModel::load(path, &engine.id(), &options)?;
     let shape = &model.assets.config;
     let blocks = blocks(config, shape)?;
     let cache = KvCache::new(shape, blocks, &candle_core::Device::Cpu)?;

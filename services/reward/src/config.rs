@@ -6,6 +6,7 @@ use attune_service::{
     engine::{EngineArgs, EngineConfig},
     limits::LimitsConfig,
     sections::{LogConfig, ServerConfig},
+    telemetry::{Settings, TelemetryConfig},
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +31,10 @@ pub struct RewardConfig {
     pub server: ServerConfig,
     /// What is logged.
     pub log: LogConfig,
-    /// Whether people's texts may stand in the log: prompts and preferences at debug, and what other crates
-    /// write down of what they carry. Default: false.
+    /// What is exported by OTLP. Default: nothing.
+    pub telemetry: TelemetryConfig,
+    /// Whether people's texts may stand in the log, and in what is exported of it: prompts and preferences
+    /// at debug; and on stderr what other crates write down of what they carry. Default: false.
     pub log_content: bool,
 }
 
@@ -45,6 +48,7 @@ impl Default for RewardConfig {
                 ..ServerConfig::on_port(PORT)
             },
             log: LogConfig::default(),
+            telemetry: TelemetryConfig::default(),
             log_content: false,
         }
     }
@@ -78,7 +82,13 @@ impl RewardConfig {
                            `server.insecure = true` lets everybody speak to it";
             return Err(invalid("server.tls.cert", cert.display(), allowed));
         }
+        self.telemetry.validate()?;
         self.log.validate()
+    }
+
+    /// What the process tells of itself.
+    pub fn telemetry(&self) -> Settings<'_> {
+        Settings { log: &self.log, content: self.log_content, telemetry: &self.telemetry }
     }
 }
 

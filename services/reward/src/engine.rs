@@ -26,6 +26,7 @@ use crate::{
     scheduler::{Key, Scheduler},
     slots::Slot,
     streams::{Outbound, StreamId, Streams},
+    trail::Trail,
 };
 
 /// Commands that wait for the engine; beyond them, calls wait before they read on.
@@ -96,6 +97,8 @@ struct Active {
     ready: Instant,
     /// When this step's candidates came.
     asked: Instant,
+    /// What its trace is told of it.
+    trail: Trail,
 }
 
 /// The engine, to be run on a thread of its own.
@@ -245,7 +248,9 @@ impl Engine {
             ));
         }
         let now = Instant::now();
-        let (key, slot) = self.scheduler.open(&open.owner, open.generated_tokens, now)?;
+        let trail = Trail::new(&open.traceparent, open.generated_tokens.len());
+        let opened = self.scheduler.open(&open.owner, open.generated_tokens, now);
+        let (key, slot) = opened.inspect_err(|failure| trail.failed(failure.reason))?;
         self.streams.bind(stream, open.session_id, key);
         let active = Active {
             stream,
@@ -256,11 +261,13 @@ impl Engine {
             features: Features::default(),
             ready: now,
             asked: now,
+            trail,
         };
+        let span = active.trail.prompt();
         self.sessions.insert(key, active);
         // Encoding a long text takes longer than a step: another thread does it.
         let Open { prompt, by, owner, .. } = open;
-        self.desk.take(Job { key, slot, prompt, by, owner, profile: None })
+        self.desk.take(Job { key, slot, prompt, by, owner, profile: None, span })
     }
 
     /// Admits a session whose guidance is settled.
@@ -269,7 +276,9 @@ impl Engine {
         let Resolved { mut guidance, head_text } = resolved;
         let against_model = guidance.reference() == Reference::Model;
         let writes = if against_model { Writes::Both } else { Writes::One };
-        self.scheduler.admit(key, slot, &guidance.prompt_token_ids, writes)?;
+        let cached = self.scheduler.admit(key, slot, &guidance.prompt_token_ids, writes)?;
+        active.trail.admitted(&guidance.method, cached);
+        self.instruments.opened();
         if let Some(text) = head_text {
             let weights = self.model.preference_weights(&text).map_err(|e| internal(&e))?;
             if weights.iter().flatten().any(|w| !w.is_finite()) {
@@ -306,7 +315,11 @@ impl Engine {
             field = failure.field,
             "a session failed"
         );
+        self.instruments.failed(failure.reason);
         if let Some(key) = self.streams.unbind(stream, session_id) {
+            if let Some(active) = self.sessions.get(&key) {
+                active.trail.failed(failure.reason);
+            }
             self.remove(key);
         }
         self.streams.push(stream, response_frame::Frame::Failed(failure.frame(session_id)));
@@ -329,6 +342,7 @@ impl Engine {
         self.instruments.fill(Fill {
             running: load.sessions as usize,
             waiting: self.sessions.len().saturating_sub(load.sessions as usize),
+            steps: self.scheduler.waiting(),
             cache: self.scheduler.cache_stats(),
         });
         let (start, says) = (Instant::now(), self.streams.any());

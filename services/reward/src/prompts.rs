@@ -5,6 +5,7 @@ use std::sync::mpsc as jobs;
 use attune_profiles::Profile;
 use attune_proto::reward::v1::{Prompt, open::By};
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use crate::{engine::Command, failure::Failure, resolve::Resolver, scheduler::Key, slots::Slot};
 
@@ -22,6 +23,8 @@ pub(crate) struct Job {
     pub(crate) owner: String,
     /// The profile that the guidance names, or why there is none. `None`: it was not looked up.
     pub(crate) profile: Option<Result<Profile, Failure>>,
+    /// The job in the session's trace; it ends with it.
+    pub(crate) span: Span,
 }
 
 /// Works until the engine is gone.
@@ -39,6 +42,7 @@ impl Job {
     /// Does it; gives what the engine is told of it.
     pub(crate) fn resolve(self, resolver: &Resolver) -> Command {
         let result = Box::new(resolver.resolve(self.prompt, self.by, self.profile));
+        drop(self.span);
         Command::Resolved { key: self.key, slot: self.slot, result }
     }
 }

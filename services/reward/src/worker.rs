@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use attune_engine::{
-    LoadOptions, PersRm, SharedPrefix, hub,
+    LoadOptions, PersRm, SharedPrefix,
     kv::{KvCache, Sharing, blocks_for},
 };
 use attune_profiles::{Place, Store, StoreError};
@@ -53,6 +53,14 @@ impl Worker {
     /// # Errors
     /// Says what the model, the memory, the address or a setting has wrong.
     pub async fn start(config: RewardConfig) -> anyhow::Result<Self> {
+        Self::start_with(config, Metrics::new("attune-reward")?).await
+    }
+
+    /// `start`, with the metrics of a process that exports them.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub async fn start_with(config: RewardConfig, metrics: Metrics) -> anyhow::Result<Self> {
         config.validate()?;
         let profiles = match config.profiles.place()? {
             Some(place) => Some(open_profiles(place).await?),
@@ -73,12 +81,11 @@ impl Worker {
             .spawn(move || prompts::run(&resolver, &jobs, &weak))
             .context("cannot start a thread")?;
         let (context, slots) = (scheduler.limits().context, scheduler.slots());
-        let metrics = Metrics::new("attune-reward")?;
         let desk = match &profiles {
             Some(store) => Desk::with_profiles(prompts, Arc::clone(store)),
             None => Desk::new(prompts),
         };
-        let engine = Engine::new(inbox, desk, model, scheduler, Instruments::new(&metrics));
+        let engine = Engine::new(inbox, desk, model, scheduler, Instruments::new(&metrics, slots));
         let engine = EngineThread::spawn(move || engine.run())?;
 
         let max = config.server.max_message_bytes;
@@ -151,8 +158,8 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
     let engine = &config.engine;
     let threads = engine.threads()?;
     let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
-    let folder = hub::resolve(&engine.model, engine.model_revision.as_deref(), None)?;
-    let persrm = Arc::new(PersRm::load(&folder, &engine.id(), &options)?);
+    let path = engine.locate()?;
+    let persrm = Arc::new(PersRm::load(path, &engine.id(), &options)?);
     let assets = &persrm.assets;
     let (scheduler, blocks) = scheduler(config, &persrm)?;
     if scheduler.limits().context < assets.config.context {

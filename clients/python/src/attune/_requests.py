@@ -155,6 +155,7 @@ def put_request(
     weights: Sequence[float] | None,
     latent: Sequence[float] | None,
     reference: str | None,
+    reward_model: str | None,
     expected_revision: int | None,
 ) -> profile.PutRequest:
     """The request that keeps a profile."""
@@ -165,6 +166,7 @@ def put_request(
             weights=_weights(weights),
             latent=_latent(latent),
             reference=_choice(guidance.Reference, "REFERENCE", reference),
+            model_id=reward_model,
         ),
         expected_revision=expected_revision,
     )

@@ -98,11 +98,14 @@ class AsyncProfiles:
         weights: Sequence[float] | None = None,
         latent: Sequence[float] | None = None,
         reference: Literal["model", "generator", "none"] | None = None,
+        reward_model: str | None = None,
         expected_revision: int | None = None,
         timeout: float | None = None,
     ) -> profile.Profile:
         """As `attune.client.Profiles.put`."""
-        request = requests.put_request(name, text, weights, latent, reference, expected_revision)
+        request = requests.put_request(
+            name, text, weights, latent, reference, reward_model, expected_revision
+        )
         return (await self._calls.unary(self._stub.Put, request, timeout)).profile
 
     async def get(self, name: str, *, timeout: float | None = None) -> profile.Profile:

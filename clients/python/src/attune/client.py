@@ -106,11 +106,15 @@ class Profiles:
         weights: Sequence[float] | None = None,
         latent: Sequence[float] | None = None,
         reference: Literal["model", "generator", "none"] | None = None,
+        reward_model: str | None = None,
         expected_revision: int | None = None,
         timeout: float | None = None,
     ) -> profile.Profile:
-        """Creates or replaces a profile. `expected_revision` 0: it must not exist yet; a stale one is `Aborted`."""
-        request = requests.put_request(name, text, weights, latent, reference, expected_revision)
+        """Creates or replaces a profile. `expected_revision` 0: it must not exist yet; a stale one is `Aborted`.
+        `reward_model`: the id of the one that weights or latent are for."""
+        request = requests.put_request(
+            name, text, weights, latent, reference, reward_model, expected_revision
+        )
         return self._calls.unary(self._stub.Put, request, timeout).profile
 
     def get(self, name: str, *, timeout: float | None = None) -> profile.Profile:

@@ -11,7 +11,10 @@ mod pair;
 mod profiles;
 mod quantised;
 mod rows;
+mod secure;
 mod service;
+mod sides;
+mod telemetry;
 mod wired;
 
 use std::path::PathBuf;
@@ -119,5 +122,7 @@ pub async fn run(settings: &Settings, say: impl Fn(&str)) -> Result<Vec<Row>> {
     profiles::run(settings, &mut results).await?;
     wired::run(settings, &mut results).await?;
     identity::run(settings, &mut results).await?;
+    telemetry::run(settings, &mut results).await?;
+    secure::run(settings, &mut results).await?;
     Ok(results.into_rows())
 }

@@ -36,6 +36,10 @@ pub enum Key {
     Wire64,
     /// Share of texts that stay the same.
     Identity,
+    /// Tokens a second with telemetry over those without.
+    Telemetry,
+    /// Tokens a second with TLS over those in plain text.
+    Tls,
 }
 
 /// What a row must reach.
@@ -80,6 +84,8 @@ impl Display for Key {
             Self::Wire1 => f.write_str("wire-1"),
             Self::Wire64 => f.write_str("wire-64"),
             Self::Identity => f.write_str("identity"),
+            Self::Telemetry => f.write_str("telemetry"),
+            Self::Tls => f.write_str("tls"),
         }
     }
 }
@@ -126,6 +132,17 @@ impl Key {
                     .to_owned(),
                 AtLeast(1.0),
             ),
+            Self::Telemetry => (
+                "16 guided streams, OTLP and a scraped /metrics against neither, share of the tokens/s, small"
+                    .to_owned(),
+                AtLeast(0.98),
+            ),
+            Self::Tls => (
+                "16 guided streams, TLS for clients and mutual TLS in the pair against plain text, share of the \
+                 tokens/s, small"
+                    .to_owned(),
+                AtLeast(0.95),
+            ),
         }
     }
 }
@@ -149,6 +166,7 @@ pub fn rows() -> Vec<Key> {
             Key::Wire64,
             Key::Identity,
         ],
+        &[Key::Telemetry, Key::Tls],
     ]
     .concat()
 }
