@@ -10,7 +10,7 @@ use attune_train::{
     export,
     latent::{self, LatentOptions},
     rivals::{self, RivalOptions},
-    world::pairs,
+    world::{Trait, Traits, pairs},
 };
 use clap::Subcommand;
 
@@ -107,6 +107,10 @@ struct DataArgs {
     /// So many pairs of answers, for `attune train persrm`.
     #[arg(long, value_name = "N")]
     pairs: Option<usize>,
+    /// With --pairs: what somebody says who likes answers with these traits, for `attune fit`. The traits are brief,
+    /// detailed, formal, casual, plain, expert, humour and caution.
+    #[arg(long, value_name = "TRAITS", value_delimiter = ',', value_parser = one_trait, requires = "pairs")]
+    person: Vec<Trait>,
     /// So many answers, for `attune train lm`.
     #[arg(long, value_name = "N")]
     texts: Option<usize>,
@@ -157,11 +161,26 @@ fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
+fn one_trait(name: &str) -> Result<Trait, String> {
+    let names = || Trait::ALL.map(Trait::name).join(", ");
+    Trait::parse(name).ok_or_else(|| format!("there are {}", names()))
+}
+
 fn data(args: &DataArgs) -> Result<()> {
     let mut text = String::new();
     if let Some(count) = args.pairs {
-        for pair in pairs::pairs(count, args.seed) {
-            text += &(serde_json::to_string(&pair)? + "\n");
+        if args.person.is_empty() {
+            for pair in pairs::pairs(count, args.seed) {
+                text += &(serde_json::to_string(&pair)? + "\n");
+            }
+        } else {
+            let liked: Traits = args.person.iter().copied().collect();
+            for pairs::Pair { prompt, chosen, rejected, .. } in
+                pairs::pairs_of(liked, pairs::held_out_halves().0, count, args.seed)
+            {
+                let line = serde_json::json!({"prompt": prompt, "chosen": chosen, "rejected": rejected});
+                text += &format!("{line}\n");
+            }
         }
     }
     if let Some(count) = args.texts {
