@@ -21,7 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   attune fit --feedback said.jsonl me                       # makes or changes the profile \"me\"
   attune fit --feedback said.jsonl --keep-feedback me       # and keeps the feedback, to fit it again
-  attune fit --feedback said.jsonl --method latent --reference generator me
+  attune fit --feedback said.jsonl --method latent me
   attune generate --profile me \"How do I bake the bread?\"
 
 Each line of the file is one of:
@@ -59,7 +59,7 @@ pub(crate) struct HowArgs {
     /// What is fitted: weights, or a latent where the reward model has an adapter.
     #[arg(long, value_name = "NAME", default_value = "weights", value_parser = method)]
     method: FitMethod,
-    /// What it is fitted against: model, generator or none. Default: the reward model's own.
+    /// What it is fitted against [default of `fit`: generator, which moves most; of `refit`: as before].
     #[arg(long, value_name = "WHICH")]
     reference: Option<ReferenceArg>,
     /// The reward model to fit on, where there are several.
@@ -141,6 +141,7 @@ pub(crate) async fn run(args: FitArgs) -> Result<()> {
         name: args.name.clone(),
         feedback,
         keep_feedback: args.keep_feedback,
+        reference: args.how.reference.map_or(Reference::Generator, Into::into).into(),
         ..args.how.request()
     };
     let profile = fit(&args.endpoint, request, args.how.json).await?;

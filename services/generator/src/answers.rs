@@ -1,5 +1,5 @@
-//! What the base model says of answers that somebody judged: their log-probabilities, for fits with reference
-//! GENERATOR. Read on a thread beside the engine's, in chunks, with a cache of its own.
+//! What the base model says of answers that somebody judged: their log-probabilities, which reference GENERATOR
+//! needs. Read on a thread beside the engine's, in chunks, with a cache of its own.
 
 use std::sync::Arc;
 

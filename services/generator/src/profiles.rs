@@ -2,13 +2,10 @@
 
 use std::{collections::BTreeSet, error::Error as _, sync::Arc, time::Duration};
 
-use attune_proto::{
-    profile::v1::{
-        DeleteRequest, DeleteResponse, FitRequest, FitResponse, GetRequest, GetResponse, ListRequest,
-        ListResponse, PutRequest, PutResponse, profile_service_client::ProfileServiceClient,
-        profile_service_server::ProfileService,
-    },
-    reward::v1::Reference,
+use attune_proto::profile::v1::{
+    DeleteRequest, DeleteResponse, FitRequest, FitResponse, GetRequest, GetResponse, ListRequest,
+    ListResponse, PutRequest, PutResponse, profile_service_client::ProfileServiceClient,
+    profile_service_server::ProfileService,
 };
 use attune_service::{
     auth::{Account, Quotas},
@@ -43,7 +40,7 @@ pub(crate) struct Profiles {
     quotas: Quotas,
     max_message_bytes: usize,
     clocks: Clocks,
-    /// Reads the answers of fits with reference GENERATOR; one fit's at a time.
+    /// Reads the answers of fits with the base model; one fit's at a time.
     answers: Arc<AnswerReader>,
     reading: Arc<Semaphore>,
 }
@@ -118,22 +115,8 @@ impl Profiles {
         ))
     }
 
-    /// Whether a fit with this reference is measured against the base model.
-    fn needs_base(&self, reference: i32, model: &str) -> bool {
-        let default = || {
-            let listing = self.workers.borrow().clone();
-            let known = listing.iter().filter_map(|(_, known)| known.borrow().description.clone());
-            let mut serving = known.filter(|d| model.is_empty() || d.model_id == model);
-            serving.any(|d| d.references.first() == Some(&Reference::Generator.into()))
-        };
-        match Reference::try_from(reference) {
-            Ok(Reference::Generator) => true,
-            Ok(Reference::Unspecified) => default(),
-            _ => false,
-        }
-    }
-
-    /// Puts the base model's log-probabilities into a fit's feedback.
+    /// Puts the base model's log-probabilities into a fit's feedback: whatever it is measured against now, what is
+    /// kept of it may be fitted against the base later.
     async fn read_answers(
         &self,
         request: &mut Request<FitRequest>,
@@ -219,9 +202,7 @@ impl ProfileService for Profiles {
         let account = self.quotas.open(&Caller::of(&request)?.owner)?;
         let model = request.get_ref().reward_model.clone();
         let Passage { mut worker, mut request, deadline, place } = self.passage(request, &model)?;
-        if self.needs_base(request.get_ref().reference, &model) {
-            self.read_answers(&mut request, deadline).await?;
-        }
+        self.read_answers(&mut request, deadline).await?;
         let messages = worker.fit(request).await.map_err(|s| passed(&s))?.into_inner();
         let stream = relay(messages, deadline, (account, place)).boxed();
         Ok(Response::new(Clocked::new(stream, self.clocks)))

@@ -148,7 +148,8 @@ impl Fits {
             }
         };
         let (profile, kept) = found.map_or((None, Vec::new()), |(profile, kept)| (Some(profile), kept));
-        let reference = self.reference(request.reference)?;
+        let before = profile.as_ref().and_then(|p| p.content.reference);
+        let reference = self.reference(request.reference, before)?;
         let text = request.text.or_else(|| profile.as_ref().and_then(|p| p.content.text.clone()));
         let text = text.filter(|text| !text.trim().is_empty());
         let new = check::feedback(request.feedback)?;
@@ -191,13 +192,17 @@ impl Fits {
         }
     }
 
-    fn reference(&self, asked: i32) -> Result<Reference, Status> {
+    /// What is asked for, else what the profile was fitted against, else the model's default.
+    fn reference(&self, asked: i32, before: Option<Reference>) -> Result<Reference, Status> {
         let asked = WireReference::try_from(asked).map_err(|_| {
             status::invalid("reference", format!("{asked} is no reference that this version knows"))
         })?;
         let offered = Resolver::references(&self.persrm);
         let chosen = match asked {
-            WireReference::Unspecified => offered.first().copied().unwrap_or(WireReference::None),
+            WireReference::Unspecified => match before {
+                Some(before) if offered.contains(&wire::reference(Some(before))) => return Ok(before),
+                _ => offered.first().copied().unwrap_or(WireReference::None),
+            },
             asked if offered.contains(&asked) => asked,
             _ => {
                 let message = "the model has no reference of its own; ask for GENERATOR or NONE";
