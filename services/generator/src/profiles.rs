@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
 use crate::{answers::AnswerReader, api::deadline, roster::Listing};
 
@@ -177,23 +177,23 @@ impl ProfileService for Profiles {
                 return Err(status::invalid("profile.model_id", message));
             }
         }
-        let Passage { mut worker, request, place: _place, .. } = self.passage(request, &model)?;
-        worker.put(request).await.map_err(|s| passed(&s))
+        let Passage { mut worker, request, deadline, place: _place } = self.passage(request, &model)?;
+        in_time(deadline, worker.put(request)).await
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let Passage { mut worker, request, place: _place, .. } = self.passage(request, "")?;
-        worker.get(request).await.map_err(|s| passed(&s))
+        let Passage { mut worker, request, deadline, place: _place } = self.passage(request, "")?;
+        in_time(deadline, worker.get(request)).await
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        let Passage { mut worker, request, place: _place, .. } = self.passage(request, "")?;
-        worker.list(request).await.map_err(|s| passed(&s))
+        let Passage { mut worker, request, deadline, place: _place } = self.passage(request, "")?;
+        in_time(deadline, worker.list(request)).await
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        let Passage { mut worker, request, place: _place, .. } = self.passage(request, "")?;
-        worker.delete(request).await.map_err(|s| passed(&s))
+        let Passage { mut worker, request, deadline, place: _place } = self.passage(request, "")?;
+        in_time(deadline, worker.delete(request)).await
     }
 
     type FitStream = Clocked<BoxStream<'static, Result<FitResponse, Status>>>;
@@ -203,7 +203,7 @@ impl ProfileService for Profiles {
         let model = request.get_ref().reward_model.clone();
         let Passage { mut worker, mut request, deadline, place } = self.passage(request, &model)?;
         self.read_answers(&mut request, deadline).await?;
-        let messages = worker.fit(request).await.map_err(|s| passed(&s))?.into_inner();
+        let messages = in_time(deadline, worker.fit(request)).await?.into_inner();
         let stream = relay(messages, deadline, (account, place)).boxed();
         Ok(Response::new(Clocked::new(stream, self.clocks)))
     }
@@ -219,9 +219,9 @@ fn relay(
         let (mut messages, held) = going?;
         let next = match deadline {
             None => messages.message().await,
-            Some(deadline) => timeout_at(deadline, messages.message()).await.unwrap_or_else(|_| {
-                Err(Status::deadline_exceeded("the deadline came before the fit was done"))
-            }),
+            Some(deadline) => {
+                timeout_at(deadline, messages.message()).await.unwrap_or_else(|_| Err(too_late()))
+            }
         };
         match next {
             Ok(Some(message)) => Some((Ok(message), Some((messages, held)))),
@@ -231,10 +231,28 @@ fn relay(
     })
 }
 
+/// A worker's answer, until the client's deadline. The transports between have clocks of their own, which end a call as
+/// CANCELLED.
+async fn in_time<T>(
+    deadline: Option<Instant>,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<Response<T>, Status> {
+    let Some(deadline) = deadline else { return answer.await.map_err(|s| passed(&s)) };
+    match timeout_at(deadline, answer).await {
+        Ok(Err(status)) if status.code() == Code::Cancelled => Err(too_late()),
+        Ok(answer) => answer.map_err(|s| passed(&s)),
+        Err(_) => Err(too_late()),
+    }
+}
+
+fn too_late() -> Status {
+    Status::deadline_exceeded("the deadline came before the worker was done")
+}
+
 /// A worker's status as the client gets it: without the metadata of the way between.
 fn passed(status: &Status) -> Status {
     // What came from the worker has no source; what broke on the way has.
-    if status.source().is_some() && status.code() != tonic::Code::DeadlineExceeded {
+    if status.source().is_some() {
         tracing::warn!(code = ?status.code(), "a reward worker was lost in the middle of a profile's call");
         let message = "the reward worker was lost in the middle of the call: read the profile, and try again";
         return status::unavailable(message, RETRY_AFTER);
