@@ -233,7 +233,7 @@ async fn a_fit_that_nobody_waits_for_ends_and_leaves_room() {
     // More than all places were taken, and given back.
     let fitted = async {
         loop {
-            match people.fit(request("me", said(Trait::Casual, 8, 3))).await {
+            match people.fit(request("me", said(Trait::Casual, 12, 3))).await {
                 Ok(steps) => return steps,
                 Err(status) => assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}"),
             }
@@ -249,7 +249,7 @@ async fn a_latent_is_served_by_the_adapter() {
     let folder = tempfile::tempdir().unwrap();
     copy(&workspace_root().join("models/demo/persrm"), folder.path());
     let (model, words) = export::read_checkpoint(folder.path()).unwrap();
-    let options = LatentOptions { rate: 0.3, steps: 8, ..LatentOptions::tiny() };
+    let options = LatentOptions { rate: 0.05, steps: 6, ..LatentOptions::tiny() };
     let (adapter, _) = latent::train(&model, &words, &options, 1, true).unwrap();
     adapter.write(folder.path()).unwrap();
     let people = People::start(folder.path()).await;
@@ -263,7 +263,7 @@ async fn a_latent_is_served_by_the_adapter() {
     };
     let nobody = people.answers(&questions, by(None)).await;
     assert_eq!(people.answers(&questions, by(Some(vec![0.0; options.size]))).await, nobody);
-    let somebody: Vec<f32> = (0..options.size).map(|i| if i % 2 == 0 { 3.0 } else { -3.0 }).collect();
+    let somebody: Vec<f32> = (0..options.size).map(|i| if i % 2 == 0 { 9.0 } else { -9.0 }).collect();
     assert_ne!(people.answers(&questions, by(Some(somebody))).await, nobody);
     let mut client = people.pair.client().await.unwrap();
     let short = GuidanceTerm { guidance: by(Some(vec![1.0])), strength: None, clip: None };

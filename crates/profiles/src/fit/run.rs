@@ -20,8 +20,8 @@ use super::{
 const FOLDS: usize = 10;
 /// Features that are kept from the first reading to the last one, in bytes; answers beyond are read again.
 const KEPT_BYTES: usize = 64 << 20;
-/// How far the prior lets margins move, in the units of the loss: chosen by held-out likelihood over the demo
-/// world's people (`attune eval people`; docs/people.md has the figures).
+/// How far the prior lets margins move, in the units of the loss: chosen on the demo world's people for what the
+/// answers gain and stay well formed (`attune eval people`; docs/people.md has the figures).
 const WEIGHTS_SPREAD: f64 = 4.0;
 /// As [`WEIGHTS_SPREAD`], of a latent. Its length is fixed afterwards, so that it matters for the direction alone.
 const LATENT_SPREAD: f64 = 4.0;
@@ -377,10 +377,16 @@ fn held_out<F: FnMut(Progress) -> ControlFlow<()>>(
         }
         steps.advance(1)?;
     }
-    if 2 * right <= n {
+    if chance(right, n) {
         return Err(Refusal::Chance { right, held_out: n }.into());
     }
     Ok(right)
+}
+
+/// Whether a coin does as well: `right` of `n` lies no more than one standard deviation above the half.
+fn chance(right: usize, n: usize) -> bool {
+    let (right, n) = (right as f64, n as f64);
+    right <= n / 2.0 + n.sqrt() / 2.0
 }
 
 fn person(problem: &Problem<'_>, solution: &Solution, persrm: &PersRm, job: &Job) -> Vector {
@@ -426,4 +432,17 @@ fn thresholds(items: &[Item], before: &[f64], after: &[f64]) -> (f64, f64) {
         }
     };
     (midway(before), midway(after))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_coin_does_is_no_fit() {
+        assert!(chance(3, 5) && !chance(4, 5));
+        assert!(chance(7, 12) && !chance(8, 12));
+        assert!(chance(12, 20) && !chance(13, 20));
+        assert!(chance(55, 100) && !chance(56, 100));
+    }
 }
