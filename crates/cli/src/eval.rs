@@ -59,7 +59,7 @@ pub(crate) struct EvalArgs {
     #[arg(long)]
     no_bases: bool,
     /// The strength of PAD on the other base models.
-    #[arg(long, value_name = "NUMBER", default_value_t = 1.0)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 2.0)]
     bases_strength: f32,
     /// The sampling temperature of all methods.
     #[arg(long, value_name = "NUMBER", default_value_t = 1.0)]
