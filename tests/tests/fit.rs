@@ -1,5 +1,6 @@
 //! Fits on the embedded PersRM, in this process: what they learn, what they refuse, and that what the trainer
 //! wrote is what the engine reads.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that fails should say where
 
 use std::{ops::ControlFlow, path::PathBuf};
 
