@@ -41,10 +41,18 @@ impl BaseModel {
     /// # Errors
     /// The device failed.
     pub fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>, ForwardError> {
+        self.logits_on(hidden, &self.threads)
+    }
+
+    /// [`Self::logits`] on threads of the caller's own.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn logits_on(&self, hidden: &Tensor, threads: &Threads) -> Result<Vec<f32>, ForwardError> {
         if hidden.dim(0)? == 0 {
             return Ok(Vec::new());
         }
-        let logits = ops::linear(hidden, &self.head, &self.threads)?;
+        let logits = ops::linear(hidden, &self.head, threads)?;
         Ok(logits.flatten_all()?.to_vec1()?)
     }
 }

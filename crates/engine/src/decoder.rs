@@ -95,11 +95,24 @@ impl Decoder {
     /// # Errors
     /// The device failed.
     pub fn forward(&self, sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Tensor, ForwardError> {
+        self.forward_on(sequences, cache, &self.threads)
+    }
+
+    /// [`Self::forward`] on threads of the caller's own: the bits are the same.
+    ///
+    /// # Errors
+    /// As `forward`.
+    pub fn forward_on(
+        &self,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+        threads: &Threads,
+    ) -> Result<Tensor, ForwardError> {
         let plan = Plan::new(sequences);
         let mut x = self.embed(sequences)?;
         for (layer, (keys, values)) in self.layers.iter().zip(cache.keys.iter().zip(&cache.values)) {
-            x = (x.clone() + self.attend(layer, &x, &plan, keys, values)?)?;
-            x = (x.clone() + self.mlp(layer, &x)?)?;
+            x = (x.clone() + self.attend(layer, &x, &plan, (keys, values), threads)?)?;
+            x = (x.clone() + self.mlp(layer, &x, threads)?)?;
         }
         let outputs = Tensor::new(plan.outputs, x.device())?;
         Ok(ops::rms_norm(&x.index_select(&outputs, 0)?, &self.norm, self.config.norm_eps)?)
@@ -122,12 +135,12 @@ impl Decoder {
         layer: &Layer,
         x: &Tensor,
         plan: &Plan<'_>,
-        keys: &Tensor,
-        values: &Tensor,
+        (keys, values): (&Tensor, &Tensor),
+        threads: &Threads,
     ) -> candle_core::Result<Tensor> {
         let DecoderConfig { heads, kv_heads, head_dim, norm_eps, .. } = self.config;
         let normed = ops::rms_norm(x, &layer.attention_norm, norm_eps)?;
-        let qkv = ops::linear(&normed, &layer.qkv, &self.threads)?;
+        let qkv = ops::linear(&normed, &layer.qkv, threads)?;
         qkv.inplace_op1(&Rotate {
             heads,
             kv_heads,
@@ -142,15 +155,15 @@ impl Decoder {
         let attention = Attention {
             shape: AttentionShape { heads, kv_heads, head_dim, block_size: BLOCK_SIZE, window: layer.window },
             rows: &plan.rows,
-            threads: &self.threads,
+            threads,
         };
-        ops::linear(&attention.forward(&qkv, keys, values)?, &layer.output, &self.threads)
+        ops::linear(&attention.forward(&qkv, keys, values)?, &layer.output, threads)
     }
 
-    fn mlp(&self, layer: &Layer, x: &Tensor) -> candle_core::Result<Tensor> {
+    fn mlp(&self, layer: &Layer, x: &Tensor, threads: &Threads) -> candle_core::Result<Tensor> {
         let normed = ops::rms_norm(x, &layer.mlp_norm, self.config.norm_eps)?;
-        let gate_up = ops::linear(&normed, &layer.gate_up, &self.threads)?;
-        ops::linear(&ops::silu_gate(&gate_up)?, &layer.down, &self.threads)
+        let gate_up = ops::linear(&normed, &layer.gate_up, threads)?;
+        ops::linear(&ops::silu_gate(&gate_up)?, &layer.down, threads)
     }
 }
 

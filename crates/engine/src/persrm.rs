@@ -6,15 +6,18 @@
 
 use std::{path::Path, sync::Arc};
 
-use attune_kernels::{EmbeddingTable, Linear};
+use attune_kernels::{EmbeddingTable, Linear, Threads};
 use candle_core::{Device, Tensor};
 
 use crate::{
-    Assets, Checkpoint, Decoder, DecoderConfig, DefaultReference, ForwardError, LoadError, LoadOptions,
-    ModelPath, Output, PersRmSettings, PreferenceTemplate, SequenceRows, WeightsForm,
+    Assets, Checkpoint, Decoder, DecoderConfig, DefaultReference, ForwardError, LatentAdapter, LoadError,
+    LoadOptions, ModelPath, Output, PersRmSettings, PreferenceTemplate, SequenceRows, WeightsForm,
     kv::{BLOCK_SIZE, KvCache, blocks_for},
     ops,
 };
+
+/// Where the latent adapter lies.
+const LATENT_FILE: &str = "latent_adapter.safetensors";
 
 /// Which of the two models of a PersRM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,8 @@ pub struct PersRm {
     value_head: Option<Linear>,
     /// From the hidden state at the end of a preference text to `w_p`.
     weight_head: Option<Linear>,
+    /// The latent form of a person.
+    latent: Option<LatentAdapter>,
     weights_form: WeightsForm,
     options: LoadOptions,
 }
@@ -60,7 +65,7 @@ impl PersRm {
     /// # Errors
     /// Names the file and the tensor at fault.
     pub fn load(path: impl Into<ModelPath>, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
-        let (assets, checkpoint) = Assets::open(path, id, options)?;
+        let (mut assets, checkpoint) = Assets::open(path, id, options)?;
         let folder = checkpoint.folder();
         let settings = PersRmSettings::load(folder)?;
         let policy = Scorer::load(&assets.config, &checkpoint, options, None)?;
@@ -100,6 +105,15 @@ impl PersRm {
         let weight_head = (settings.weights != WeightsForm::Ones)
             .then(|| head("weight_head.safetensors", "weight", "bias"))
             .transpose()?;
+        let latent = match settings.latent {
+            None => None,
+            Some(shape) => {
+                let tensors = Checkpoint::open_file(folder, LATENT_FILE)?;
+                // A latent means nothing under another adapter.
+                assets.revision = format!("{}-{}", assets.revision, tensors.fingerprint());
+                Some(LatentAdapter::load(&tensors, &shape, d)?)
+            }
+        };
         let fallback =
             if reference.is_some() { DefaultReference::Model } else { DefaultReference::Generator };
         let default_reference = settings.reference.unwrap_or(fallback);
@@ -116,6 +130,7 @@ impl PersRm {
             reference,
             value_head,
             weight_head,
+            latent,
             weights_form: settings.weights,
             options: options.clone(),
             assets,
@@ -135,6 +150,11 @@ impl PersRm {
     /// Whether `w_p` is read off a preference text, and when.
     pub fn weights_form(&self) -> WeightsForm {
         self.weights_form
+    }
+
+    /// The latent form of a person, where the folder has one.
+    pub fn latent(&self) -> Option<&LatentAdapter> {
+        self.latent.as_ref()
     }
 
     /// A cache of `blocks` blocks for one side. Both sides use the same block ids.
@@ -158,12 +178,29 @@ impl PersRm {
         sequences: &[SequenceRows<'_>],
         cache: &KvCache,
     ) -> Result<Vec<Vec<f32>>, ForwardError> {
-        let hidden = self.scorer(side).decoder.forward(sequences, cache)?;
+        self.features_on(side, sequences, cache, &self.options.threads)
+    }
+
+    /// [`Self::features`] on threads of the caller's own: for work beside the running batch.
+    ///
+    /// # Errors
+    /// As `features`.
+    ///
+    /// # Panics
+    /// As `features`.
+    pub fn features_on(
+        &self,
+        side: Side,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+        threads: &Threads,
+    ) -> Result<Vec<Vec<f32>>, ForwardError> {
+        let hidden = self.scorer(side).decoder.forward_on(sequences, cache, threads)?;
         if hidden.dim(0)? == 0 {
             return Ok(Vec::new());
         }
         let features = match &self.value_head {
-            Some(head) => ops::linear(&hidden, head, &self.options.threads)?,
+            Some(head) => ops::linear(&hidden, head, threads)?,
             None => hidden,
         };
         Ok(features.to_vec2()?)

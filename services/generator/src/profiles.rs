@@ -21,13 +21,16 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
-use crate::{api::deadline, roster::Listing};
+use crate::{answers::AnswerReader, api::deadline, roster::Listing};
 
 /// Calls at once, of all clients: each holds a message at most.
 const CALLS: usize = 256;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Feedback beyond this is not read: no worker fits so much at once.
+const MOST_FEEDBACK: usize = 512;
 
 /// Passes calls on.
 pub(crate) struct Profiles {
@@ -37,6 +40,9 @@ pub(crate) struct Profiles {
     quotas: Quotas,
     max_message_bytes: usize,
     clocks: Clocks,
+    /// Reads the answers of fits with the base model; one fit's at a time.
+    answers: Arc<AnswerReader>,
+    reading: Arc<Semaphore>,
 }
 
 /// A call on its way: to whom, and what it says.
@@ -54,8 +60,10 @@ impl Profiles {
         quotas: Quotas,
         max_message_bytes: usize,
         clocks: Clocks,
+        answers: AnswerReader,
     ) -> Self {
-        Self { workers, calls: Arc::new(Semaphore::new(CALLS)), quotas, max_message_bytes, clocks }
+        let (calls, reading) = (Arc::new(Semaphore::new(CALLS)), Arc::new(Semaphore::new(1)));
+        Self { workers, calls, quotas, max_message_bytes, clocks, answers: Arc::new(answers), reading }
     }
 
     /// Prepares a call to a worker that serves this model, or any where it is empty.
@@ -105,6 +113,39 @@ impl Profiles {
             "reward workers keep the profiles, and none that could is connected now; `attune describe` says why",
             RETRY_AFTER,
         ))
+    }
+
+    /// Puts the base model's log-probabilities into a fit's feedback: whatever it is measured against now, what is
+    /// kept of it may be fitted against the base later.
+    async fn read_answers(
+        &self,
+        request: &mut Request<FitRequest>,
+        deadline: Option<Instant>,
+    ) -> Result<(), Status> {
+        let mut feedback = std::mem::take(&mut request.get_mut().feedback);
+        if feedback.len() > MOST_FEEDBACK {
+            // The worker says so; nothing is read in vain.
+            request.get_mut().feedback = feedback;
+            return Ok(());
+        }
+        let (answers, turn) = (Arc::clone(&self.answers), Arc::clone(&self.reading));
+        let wanted = CancellationToken::new();
+        // Where the client goes, this future is dropped, and the reading ends.
+        let _gone = wanted.clone().drop_guard();
+        let read = async move {
+            let turn = turn.acquire_owned().await.map_err(|_| Status::internal("the reading has ended"))?;
+            let read = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                answers.fill(&mut feedback, || !wanted.is_cancelled()).map(|()| feedback)
+            });
+            read.await.map_err(|e| Status::internal(format!("the reading of the answers broke off: {e}")))?
+        };
+        let late = || Status::deadline_exceeded("the deadline came before the answers were read");
+        request.get_mut().feedback = match deadline {
+            None => read.await?,
+            Some(deadline) => timeout_at(deadline, read).await.map_err(|_| late())??,
+        };
+        Ok(())
     }
 
     /// The ids of the models that are served now.
@@ -160,7 +201,8 @@ impl ProfileService for Profiles {
     async fn fit(&self, request: Request<FitRequest>) -> Result<Response<Self::FitStream>, Status> {
         let account = self.quotas.open(&Caller::of(&request)?.owner)?;
         let model = request.get_ref().reward_model.clone();
-        let Passage { mut worker, request, deadline, place } = self.passage(request, &model)?;
+        let Passage { mut worker, mut request, deadline, place } = self.passage(request, &model)?;
+        self.read_answers(&mut request, deadline).await?;
         let messages = in_time(deadline, worker.fit(request)).await?.into_inner();
         let stream = relay(messages, deadline, (account, place)).boxed();
         Ok(Response::new(Clocked::new(stream, self.clocks)))

@@ -20,6 +20,7 @@ use crate::{
     failure::Failure,
     metrics::{Fill, Instruments},
     model::{Features, Model},
+    person::Person,
     prompts::Job,
     resolve::Resolved,
     scheduler::{Key, Scheduler},
@@ -88,8 +89,7 @@ pub(crate) enum Progress {
 struct Active {
     stream: StreamId,
     session_id: u64,
-    /// `w_p`; `None`: ones.
-    weights: Option<Vec<f32>>,
+    person: Person,
     against_model: bool,
     over_vocabulary: bool,
     features: Features,
@@ -255,7 +255,7 @@ impl Engine {
         let active = Active {
             stream,
             session_id: open.session_id,
-            weights: None,
+            person: Person::Ones,
             against_model: false,
             over_vocabulary: false,
             features: Features::default(),
@@ -287,7 +287,7 @@ impl Engine {
             }
             guidance.weights = weights.map(|values| Weights { values });
         }
-        active.weights = guidance.weights.as_ref().map(|w| w.values.clone());
+        active.person = Person::of(&guidance, self.model.persrm());
         active.against_model = against_model;
         active.over_vocabulary = guidance.normalization() == Normalization::Vocabulary;
         let opened = Opened { session_id: active.session_id, guidance: Some(guidance) };

@@ -19,10 +19,10 @@ pub(crate) struct Rows<'a> {
     pub(crate) last: bool,
 }
 
-/// A session's features at its step, each `[d]`, weighted by `w_p`.
+/// A session's features at its step, each `[d]`, turned into its person's.
 #[derive(Debug, Default)]
 pub(crate) struct Features {
-    /// `w_p * phi(h_theta)`; empty before the prompt is read.
+    /// `w_p * phi(h_theta)`, or what the latent adapter makes of it; empty before the prompt is read.
     pub(crate) policy: Vec<f32>,
     /// `w_p * phi(h_ref)`, for reference MODEL.
     pub(crate) reference: Option<Vec<f32>>,
@@ -89,6 +89,11 @@ impl Model {
         self.persrm.preference_weights(text)
     }
 
+    /// The model itself, for what needs no cache.
+    pub(crate) fn persrm(&self) -> &PersRm {
+        &self.persrm
+    }
+
     /// The rewards of each question, in the candidates' order. A question fails alone.
     pub(crate) fn score(&self, questions: &[Question<'_>]) -> Vec<Result<Vec<f32>, RowError>> {
         let jobs: Vec<ScoreJob<'_>> = questions
@@ -106,12 +111,5 @@ impl Model {
             })
             .collect();
         score(&jobs, &self.threads)
-    }
-}
-
-/// Multiplies features by `w_p`; absent, it is ones.
-pub(crate) fn weigh(features: &mut [f32], weights: Option<&[f32]>) {
-    if let Some(weights) = weights {
-        features.iter_mut().zip(weights).for_each(|(f, w)| *f *= w);
     }
 }

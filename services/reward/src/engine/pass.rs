@@ -10,7 +10,7 @@ use attune_service::telemetry::trace;
 use super::{Engine, internal};
 use crate::{
     failure::Failure,
-    model::{Question, Rows, weigh},
+    model::{Question, Rows},
     scheduler::{Key, Run},
 };
 
@@ -47,12 +47,12 @@ impl Engine {
                 active.features.policy = features;
                 active.ready = now;
                 active.trail.ready();
-                weigh(&mut active.features.policy, active.weights.as_deref());
+                active.person.policy(self.model.persrm(), &mut active.features.policy);
             }
         }
         for (key, mut features) in reference {
             if let Some(active) = self.sessions.get_mut(&key) {
-                weigh(&mut features, active.weights.as_deref());
+                active.person.reference(&mut features);
                 active.features.reference = Some(features);
             }
         }
@@ -143,12 +143,9 @@ impl Engine {
     }
 
     fn fail_score(&mut self, key: Key, error: &RowError) {
-        let weighted = self.sessions.get(&key).is_some_and(|s| s.weights.is_some());
-        let failure = if weighted {
-            Failure::invalid(
-                "weights.values",
-                "these weights make rewards that are not finite; send smaller ones",
-            )
+        let field = self.sessions.get(&key).and_then(|s| s.person.field());
+        let failure = if let Some(field) = field {
+            Failure::invalid(field, "these numbers make rewards that are not finite; send smaller ones")
         } else {
             tracing::error!(%error, "the model's rewards are not finite");
             Failure::new(FailureReason::Internal, "the model's rewards are not finite: the model is damaged")
