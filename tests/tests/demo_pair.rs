@@ -63,7 +63,7 @@ fn held_out() -> HeldOut {
 async fn several_preferences_act_at_once_and_negative_ones_steer_away() {
     let held_out = held_out();
     let pair = Pair::start(&models().join("base"), &models().join("persrm")).await.unwrap();
-    let (towards, away) = (Trait::Formal, Trait::Caution);
+    let (towards, away) = (Trait::Formal, Trait::Plain);
     let both = [(towards, STRENGTH), (away, -STRENGTH)];
     for (wanted, least, most) in [(towards, 0.2, 1.0), (away, -1.0, -0.15)] {
         let (before, _) = shares(&pair, &held_out, wanted, &[]).await;
