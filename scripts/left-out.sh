@@ -5,7 +5,7 @@ left_out=()
 command -v buf >/dev/null || left_out+=("buf lint and buf breaking of the protos: buf is not installed")
 [ -e "${ATTUNE_NVRTC:-target/tools/nvrtc}/libnvrtc.so.13" ] ||
     left_out+=("the CUDA sources through NVRTC: it is not installed (scripts/nvrtc.sh)")
-command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources on a CPU: no C++ compiler")
+command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources, and the services on a stand-in for a card, on a CPU: no C++ compiler")
 command -v cargo-deny >/dev/null || left_out+=("cargo deny: cargo-deny is not installed")
 for line in "${left_out[@]+"${left_out[@]}"}"; do
     echo "left out: $line"
@@ -14,4 +14,4 @@ if [ ${#left_out[@]} -gt 0 ] && [ "${ATTUNE_REQUIRE_ALL:-}" = 1 ]; then
     echo "ATTUNE_REQUIRE_ALL=1: nothing may be left out" >&2
     exit 1
 fi
-echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"
+echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), a real card (make gpu-test), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"

@@ -25,6 +25,20 @@ impl Process {
         Self::start_at(name, "127.0.0.1:0", args)
     }
 
+    /// `start`, in an environment with these variables too.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_in<S: AsRef<OsStr>>(
+        name: &str,
+        args: impl IntoIterator<Item = S>,
+        variables: &[(&str, &OsStr)],
+    ) -> Result<Self> {
+        let mut command = Command::new(binary(name)?);
+        command.args(["--listen", "127.0.0.1:0"]).args(args).envs(variables.iter().copied());
+        Self::listening(name, command)
+    }
+
     /// `start`, on an address of its own choice.
     ///
     /// # Errors
@@ -34,9 +48,13 @@ impl Process {
         listen: &str,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Self> {
-        let mut child = Command::new(binary(name)?)
-            .args(["--listen", listen])
-            .args(args)
+        let mut command = Command::new(binary(name)?);
+        command.args(["--listen", listen]).args(args);
+        Self::listening(name, command)
+    }
+
+    fn listening(name: &str, mut command: Command) -> Result<Self> {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .stdin(Stdio::null())

@@ -6,6 +6,7 @@
 
 pub mod bare;
 pub mod floor;
+pub mod gpu;
 pub mod load;
 pub mod pieces;
 pub mod plot;

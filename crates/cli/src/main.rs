@@ -10,6 +10,7 @@ mod describe;
 mod eval;
 mod failure;
 mod generate;
+mod gpu;
 mod json;
 mod models;
 mod request;
@@ -42,6 +43,8 @@ enum Command {
     Eval(Box<eval::EvalArgs>),
     /// Measure: load on a running pair, or the pieces of a step.
     Bench(bench::BenchArgs),
+    /// Check, or measure, on an NVIDIA card.
+    Gpu(gpu::GpuArgs),
     /// Write seeded random models of known shapes, to test and measure with.
     Models(models::ModelsArgs),
     /// Make a token that says who calls, and the line that tells the generator of it.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),
+        Command::Gpu(args) => gpu::run(args),
         Command::Models(args) => models::run(&args),
         Command::Token(args) => token::run(&args),
     };

@@ -6,13 +6,16 @@
 
 use std::{path::Path, sync::Arc};
 
-use attune_kernels::{EmbeddingTable, Linear};
-use candle_core::{Device, Tensor};
+use attune_guidance::RowError;
+use attune_kernels::{EmbeddingTable, cuda::Gpu};
 use serde::Deserialize;
 
 use crate::{
-    Assets, Checkpoint, Decoder, DecoderConfig, ForwardError, LoadError, LoadOptions, Output,
-    PreferenceTemplate, SequenceRows, kv::BLOCK_SIZE, kv::KvCache, kv::blocks_for, ops,
+    Assets, Checkpoint, Decoder, DecoderConfig, Feature, ForwardError, LoadError, LoadOptions, Output,
+    PersonWeights, PreferenceTemplate, Question, SequenceRows,
+    features::{self, Heads},
+    kv::{BLOCK_SIZE, KvCache, blocks_for},
+    ops::{Hardware, Linear, Rows, Table},
 };
 
 /// `attune.json`: how a PersRM wants to be used. Every key may be absent.
@@ -63,7 +66,7 @@ pub enum Side {
 /// A decoder with the rows of its output embedding.
 struct Scorer {
     decoder: Decoder,
-    head: Arc<EmbeddingTable>,
+    head: Arc<Table>,
 }
 
 /// A personalised reward model.
@@ -82,7 +85,7 @@ pub struct PersRm {
     value_head: Option<Linear>,
     /// From the hidden state at the end of a preference text to `w_p`.
     weight_head: Option<Linear>,
-    options: LoadOptions,
+    hardware: Hardware,
 }
 
 impl PersRm {
@@ -92,11 +95,25 @@ impl PersRm {
     /// # Errors
     /// Names the file and the tensor at fault.
     pub fn load(path: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
+        Self::load_on(path, id, options, None)
+    }
+
+    /// The same to a card, or, without one, to compute on a CPU.
+    ///
+    /// # Errors
+    /// As `load`; the card's memory is too small, or it takes no such model.
+    pub fn load_on(
+        path: &Path,
+        id: &str,
+        options: &LoadOptions,
+        gpu: Option<&Gpu>,
+    ) -> Result<Self, LoadError> {
         let (assets, checkpoint) = Assets::open(path, id, options)?;
+        let hardware = Hardware::new(gpu, &assets, options)?;
         let folder = checkpoint.folder();
         let settings = settings(folder)?;
         let (policy, reference) = match &settings.reference_model {
-            None => (Scorer::load(&assets.config, &checkpoint, options)?, None),
+            None => (Scorer::load(&assets.config, &checkpoint, options, &hardware)?, None),
             Some(name) => {
                 let path = within(folder, name)?;
                 let weights = Checkpoint::open(&path)?;
@@ -106,8 +123,8 @@ impl PersRm {
                 if same(&config) != same(&assets.config) {
                     return Err(LoadError::file(&path, "the reference's shape differs from the model's"));
                 }
-                let reference = Scorer::load(&config, &weights, options)?;
-                (Scorer::load(&assets.config, &checkpoint, options)?, Some(reference))
+                let reference = Scorer::load(&config, &weights, options, &hardware)?;
+                (Scorer::load(&assets.config, &checkpoint, options, &hardware)?, Some(reference))
             }
         };
         let d = assets.config.hidden;
@@ -115,7 +132,7 @@ impl PersRm {
         let head = |file: &str, weight: &str, bias: &str| {
             let tensors = Checkpoint::open_file(folder, file)?;
             let (weight, bias) = (tensors.f32(weight, &[d, d])?, tensors.f32(bias, &[d])?);
-            Ok::<_, LoadError>(Linear::pack(&weight, d, d, Some(&bias), format)?)
+            hardware.linear_of(&weight, (d, d), &bias, format)
         };
         let value_head = folder
             .join("value_head.safetensors")
@@ -141,7 +158,7 @@ impl PersRm {
             reference,
             value_head,
             weight_head,
-            options: options.clone(),
+            hardware,
             assets,
         })
     }
@@ -161,12 +178,38 @@ impl PersRm {
         self.weight_head.is_some()
     }
 
-    /// A cache of `blocks` blocks for one side. Both sides use the same block ids.
+    /// Where it computes: "cpu", or a card's number and name.
+    pub fn device(&self) -> String {
+        self.hardware.name()
+    }
+
+    /// A cache of `blocks` blocks for one side, where the model is. Both sides use the same block ids.
     ///
     /// # Errors
     /// The device has too little memory.
     pub fn cache(&self, blocks: usize) -> Result<KvCache, ForwardError> {
-        KvCache::new(&self.assets.config, blocks, &Device::Cpu)
+        self.hardware.cache(&self.assets.config, blocks)
+    }
+
+    /// Bytes that one block of one side's cache takes, over all layers.
+    pub fn block_bytes(&self) -> usize {
+        self.hardware.block_bytes(&self.assets.config)
+    }
+
+    /// The features `phi(h)` of the wanted rows, where the model is.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// Without a reference, for `Side::Reference`; `has_reference` tells.
+    pub fn read(
+        &self,
+        side: Side,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+    ) -> Result<Vec<Feature>, ForwardError> {
+        Feature::all(self.phi(side, sequences, cache)?)
     }
 
     /// The features `phi(h)` of the wanted rows, one `[d]` each.
@@ -175,22 +218,48 @@ impl PersRm {
     /// The device failed.
     ///
     /// # Panics
-    /// Without a reference, for `Side::Reference`; `has_reference` tells.
+    /// As `read`.
     pub fn features(
         &self,
         side: Side,
         sequences: &[SequenceRows<'_>],
         cache: &KvCache,
     ) -> Result<Vec<Vec<f32>>, ForwardError> {
+        self.phi(side, sequences, cache)?.to_vec2()
+    }
+
+    fn phi(
+        &self,
+        side: Side,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+    ) -> Result<Rows, ForwardError> {
         let hidden = self.scorer(side).decoder.forward(sequences, cache)?;
-        if hidden.dim(0)? == 0 {
-            return Ok(Vec::new());
+        match &self.value_head {
+            Some(head) if hidden.count() > 0 => self.hardware.linear_narrow(&hidden, head),
+            _ => Ok(hidden),
         }
-        let features = match &self.value_head {
-            Some(head) => ops::linear(&hidden, head, &self.options.threads)?,
-            None => hidden,
-        };
-        Ok(features.to_vec2()?)
+    }
+
+    /// A person's `w_p`, `[d]`, where the model is.
+    ///
+    /// # Errors
+    /// The card's memory is full.
+    pub fn weights(&self, weights: Vec<f32>) -> Result<PersonWeights, ForwardError> {
+        PersonWeights::new(&self.hardware, weights)
+    }
+
+    /// The rewards of each question, in the candidates' order. A question fails alone.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn score(
+        &self,
+        questions: &[Question<'_>],
+    ) -> Result<Vec<Result<Vec<f32>, RowError>>, ForwardError> {
+        let reference = self.reference.as_ref().unwrap_or(&self.policy);
+        let heads = Heads { policy: &self.policy.head, reference: &reference.head };
+        features::score(&self.hardware, &heads, questions)
     }
 
     /// `w_p` read off a preference text by the head, `[d]`; `None` where the model has no head.
@@ -204,17 +273,21 @@ impl PersRm {
         debug_assert!(blocks.len() * BLOCK_SIZE >= text.len());
         let cache = self.cache(blocks.len())?;
         let rows = SequenceRows { tokens: text, start: 0, blocks: &blocks, output: Output::Last };
-        let hidden: Tensor = self.policy.decoder.forward(&[rows], &cache)?;
-        let weights = ops::linear(&hidden, head, &self.options.threads)?;
-        Ok(Some(weights.flatten_all()?.to_vec1()?))
+        let hidden = self.policy.decoder.forward(&[rows], &cache)?;
+        Ok(Some(self.hardware.linear(&hidden, head)?.to_vec1()?))
     }
 
-    /// The rows of a side's output embedding, `[V, d]`. Only those asked about are ever multiplied.
+    /// The rows of a side's output embedding, `[V, d]`, of a model on a CPU. Only those asked about are ever
+    /// multiplied.
     ///
     /// # Panics
-    /// As `features`.
+    /// As `read`; and for a model on a card, which [`PersRm::score`] serves.
+    #[allow(clippy::panic)]
     pub fn head(&self, side: Side) -> &EmbeddingTable {
-        &self.scorer(side).head
+        match &*self.scorer(side).head {
+            Table::Cpu(table) => table,
+            Table::Card(_) => panic!("the output embedding is on a card"),
+        }
     }
 
     #[allow(clippy::expect_used)]
@@ -231,15 +304,13 @@ impl Scorer {
         config: &DecoderConfig,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
+        hardware: &Hardware,
     ) -> Result<Self, LoadError> {
         let shape = [config.vocab, config.hidden];
-        let embedding = Arc::new(checkpoint.table("model.embed_tokens.weight", shape, options.format)?);
-        let head = if config.tied {
-            Arc::clone(&embedding)
-        } else {
-            Arc::new(checkpoint.table(config.head_tensor(), shape, options.format)?)
-        };
-        let decoder = Decoder::load(config, checkpoint, embedding, options)?;
+        let table = |name: &str| Ok::<_, LoadError>(Arc::new(hardware.table(checkpoint, name, shape, options.format)?));
+        let embedding = table("model.embed_tokens.weight")?;
+        let head = if config.tied { Arc::clone(&embedding) } else { table(config.head_tensor())? };
+        let decoder = Decoder::load(config, checkpoint, embedding, options, hardware)?;
         Ok(Self { decoder, head })
     }
 }

@@ -3,8 +3,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
-use attune_engine::{Assets, BaseModel, kv::KvCache};
-use attune_kernels::Threads;
+use attune_engine::{Assets, BaseModel};
 use attune_proto::{
     generator::v1::{
         GenerateRequest,
@@ -29,6 +28,7 @@ use crate::{
     api::Place,
     decoding::Decoding,
     engine::{Device, Engine, Progress, now},
+    fuse::Fuse,
     generator::{Parts, Surroundings, blocks, parts},
     metrics::Instruments,
     output::Output,
@@ -84,15 +84,14 @@ pub fn generator(
     Driver,
     impl Future<Output = ()> + Send + use<>,
 )> {
-    let shape = &model.assets.config;
-    let cache = KvCache::new(shape, blocks(config, shape)?, &candle_core::Device::Cpu)?;
-    let device = Device { model, cache, threads: Threads::new(1)? };
+    let cache = model.decoder.cache(blocks(config, &model)?)?;
+    let device = Device { model, cache };
     let World { dial, resolve, seed } = world;
     let Parts { api, roster, device, scheduler, ends, seed, counters, .. } =
         parts(config, device, Surroundings { dial, resolve, seed, inline: true })?;
     let instruments = Instruments::new(&Metrics::new("attune-generator")?, &api.load, &counters);
     let pool = Pool::new(seed, counters);
-    let decoding = Decoding::new(Arc::clone(&api.assets), scheduler, pool, config.patience(), instruments);
+    let decoding = Decoding::new(Arc::clone(&api.assets), scheduler, pool, config.patience(), Fuse::Host, instruments);
     let (assets, limits) = (Arc::clone(&api.assets), api.limits);
     let driver = Driver { engine: Engine::new(device, decoding, ends), assets, limits };
     Ok((GeneratorServiceServer::with_interceptor(api, Door::open()), driver, Roster::run(roster)))
@@ -104,7 +103,7 @@ impl Driver {
         match self.engine.proceed() {
             Progress::Computed => Turn::Computed,
             Progress::Waits(until) => Turn::Waits(until),
-            Progress::Stopped => Turn::Waits(None),
+            Progress::Stopped | Progress::Broken => Turn::Waits(None),
         }
     }
 

@@ -6,7 +6,7 @@ mod pass;
 
 use std::{collections::HashMap, sync::mpsc as jobs, time::Instant};
 
-use attune_engine::kv::Writes;
+use attune_engine::{ForwardError, PersonWeights, kv::Writes};
 use attune_proto::reward::v1::{
     FailureReason, Load, Normalization, Open, Opened, Reference, RequestFrame, Weights, request_frame,
     response_frame,
@@ -87,7 +87,7 @@ struct Active {
     stream: StreamId,
     session_id: u64,
     /// `w_p`; `None`: ones.
-    weights: Option<Vec<f32>>,
+    weights: Option<PersonWeights>,
     against_model: bool,
     over_vocabulary: bool,
     features: Features,
@@ -107,6 +107,8 @@ pub(crate) struct Engine {
     sessions: HashMap<Key, Active>,
     instruments: Instruments,
     draining: bool,
+    /// What the device failed with: nothing more can be computed.
+    broken: Option<ForwardError>,
 }
 
 impl Engine {
@@ -127,22 +129,29 @@ impl Engine {
             sessions: HashMap::new(),
             instruments,
             draining: false,
+            broken: None,
         }
     }
 
     /// Works until it is told to stop, or nobody is left to tell it anything.
-    pub(crate) fn run(mut self) {
+    ///
+    /// # Errors
+    /// The device failed for good. All calls end with this thread, and generators go on with other workers.
+    pub(crate) fn run(mut self) -> Result<(), ForwardError> {
         loop {
             if !self.scheduler.has_work() {
                 let soon =
                     if self.sessions.is_empty() { None } else { imminent(|| self.commands.try_recv().ok()) };
                 match soon.or_else(|| self.commands.blocking_recv()) {
-                    None | Some(Command::Stop) => return,
+                    None | Some(Command::Stop) => return Ok(()),
                     Some(command) => self.handle(command),
                 }
             }
             if self.proceed() == Progress::Stopped {
-                return;
+                return Ok(());
+            }
+            if let Some(error) = self.broken.take() {
+                return Err(error);
             }
         }
     }
@@ -279,7 +288,8 @@ impl Engine {
             }
             guidance.weights = weights.map(|values| Weights { values });
         }
-        active.weights = guidance.weights.as_ref().map(|w| w.values.clone());
+        let weights = guidance.weights.as_ref().map(|w| self.model.weights(w.values.clone()));
+        active.weights = weights.transpose().map_err(|e| internal(&e))?;
         active.against_model = against_model;
         active.over_vocabulary = guidance.normalization() == Normalization::Vocabulary;
         let opened = Opened { session_id: active.session_id, guidance: Some(guidance) };
@@ -384,6 +394,10 @@ fn unknown() -> Failure {
     Failure::new(FailureReason::UnknownSession, message)
 }
 
-fn internal(error: &attune_engine::ForwardError) -> Failure {
+fn internal(error: &ForwardError) -> Failure {
+    if error.is_out_of_memory() {
+        let message = "the device's memory is full; try again later or elsewhere";
+        return Failure::new(FailureReason::Exhausted, message);
+    }
     Failure::new(FailureReason::Internal, format!("{error}; another worker may succeed"))
 }

@@ -165,7 +165,21 @@ impl Gpu {
     /// The card's memory is full.
     pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<Array<T>, CudaError> {
         let mut room = self.room(len)?;
-        self.0.stream.memset_zeros(&mut room).map_err(|e| CudaError::driver("clearing memory", e))?;
+        self.clear_array(&mut room)?;
+        Ok(room)
+    }
+
+    pub(super) fn clear_array<T: DeviceRepr + ValidAsZeroBits>(
+        &self,
+        array: &mut Array<T>,
+    ) -> Result<(), CudaError> {
+        self.0.stream.memset_zeros(array).map_err(|e| CudaError::driver("clearing memory", e))
+    }
+
+    pub(super) fn copy_array<T: DeviceRepr>(&self, array: &Array<T>) -> Result<Array<T>, CudaError> {
+        let mut room = self.room(array.len())?;
+        let copied = self.0.stream.memcpy_dtod(array, &mut room);
+        copied.map_err(|e| CudaError::driver("copying on the card", e))?;
         Ok(room)
     }
 
@@ -191,6 +205,24 @@ impl Gpu {
         let copied = copied.map_err(|e| CudaError::driver("copying from the card", e))?;
         self.synchronize()?;
         Ok(copied)
+    }
+
+    /// Seconds that the card takes, by its own clock, for what `work` hands over. What was handed over before
+    /// should keep it busy meanwhile, or the host's time counts too.
+    ///
+    /// # Errors
+    /// The work failed.
+    pub fn time(&self, work: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        let failed = |e| CudaError::driver("measuring", e);
+        let mark = || {
+            let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+            self.0.stream.record_event(Some(flags)).map_err(failed)
+        };
+        let begin = mark()?;
+        work()?;
+        let end = mark()?;
+        end.synchronize().map_err(failed)?;
+        Ok(f64::from(begin.elapsed_ms(&end).map_err(failed)?) / 1e3)
     }
 
     pub(super) fn blas(&self) -> &Blas {

@@ -57,6 +57,24 @@ impl Gpu {
         Ok(Matrix { data: self.zeros(rows * width * element.bytes())?, element, rows, width })
     }
 
+    /// Makes a matrix's numbers 0, which also puts what the card's cache held out of it.
+    ///
+    /// # Errors
+    /// The card failed.
+    pub fn clear(&self, matrix: &mut Matrix) -> Result<(), CudaError> {
+        self.clear_array(&mut matrix.data)
+    }
+
+    /// A copy of a matrix.
+    ///
+    /// # Errors
+    /// The card failed, or its memory is full.
+    pub fn copy(&self, matrix: &Matrix) -> Result<Matrix, CudaError> {
+        let data = self.copy_array(&matrix.data)?;
+        let &Matrix { element, rows, width, .. } = matrix;
+        Ok(Matrix { data, element, rows, width })
+    }
+
     /// A matrix whose bytes stand on the host as they will on the card.
     ///
     /// # Errors

@@ -215,6 +215,8 @@ inline unsigned short float_to_half(float x) {
     if (isnan(x)) return sign | 0x7e00;
     float size = fabsf(x);
     if (size >= 65520.0f) return sign | 0x7c00;
+    // It has no exponent.
+    if (size == 0.0f) return sign;
     int exponent;
     frexpf(size, &exponent);
     // The weight of the last bit, and no less than a subnormal's.

@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use attune_engine::Side;
+use attune_engine::{Feature, ForwardError, Question, Side};
 use attune_guidance::RowError;
 use attune_proto::reward::v1::{FailureReason, Rewards, response_frame};
 
 use super::{Engine, internal};
 use crate::{
     failure::Failure,
-    model::{Question, Rows, weigh},
+    model::Rows,
     scheduler::{Key, Run},
 };
 
@@ -26,37 +26,45 @@ impl Engine {
             let message = "the session had to make room for an older one; open it again later";
             self.fail(key, Failure::new(FailureReason::Preempted, message));
         }
-        let policy = self.forward(Side::Policy, &plan.runs);
         let measured: Vec<Run> = plan
             .runs
             .iter()
             .copied()
             .filter(|r| self.sessions.get(&r.key).is_some_and(|s| s.against_model))
             .collect();
-        let reference =
-            if measured.is_empty() { Vec::new() } else { self.forward(Side::Reference, &measured) };
+        let read = self.forward(Side::Policy, &plan.runs).and_then(|policy| {
+            let none = measured.is_empty();
+            Ok((policy, if none { Vec::new() } else { self.forward(Side::Reference, &measured)? }))
+        });
+        let (policy, reference) = match read {
+            Ok(read) => read,
+            Err(error) => return self.failed(&plan.runs, error),
+        };
         let now = Instant::now();
         drop(span);
         self.instruments.forward.record(now.saturating_duration_since(start));
-        for (key, features) in policy {
+        for (key, mut feature) in policy {
             if let Some(active) = self.sessions.get_mut(&key) {
-                active.features.policy = features;
+                if let Some(weights) = &active.weights {
+                    feature.weigh(weights);
+                }
+                active.features.policy = Some(feature);
                 active.ready = now;
-                weigh(&mut active.features.policy, active.weights.as_deref());
             }
         }
-        for (key, mut features) in reference {
+        for (key, mut feature) in reference {
             if let Some(active) = self.sessions.get_mut(&key) {
-                weigh(&mut features, active.weights.as_deref());
-                active.features.reference = Some(features);
+                if let Some(weights) = &active.weights {
+                    feature.weigh(weights);
+                }
+                active.features.reference = Some(feature);
             }
         }
         plan.runs.iter().for_each(|run| self.scheduler.done(run));
     }
 
-    /// Reads the runs with one side; gives the features of those that have read all. If the device
-    /// fails, so do these sessions.
-    fn forward(&mut self, side: Side, runs: &[Run]) -> Vec<(Key, Vec<f32>)> {
+    /// Reads the runs with one side; gives the features of those that have read all.
+    fn forward(&self, side: Side, runs: &[Run]) -> Result<Vec<(Key, Feature)>, ForwardError> {
         let mut wanted = Vec::with_capacity(runs.len());
         let mut rows = Vec::with_capacity(runs.len());
         for run in runs {
@@ -68,17 +76,26 @@ impl Engine {
             }
         }
         if rows.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        match self.model.forward(side, &rows) {
-            Ok(features) => wanted.into_iter().zip(features).collect(),
-            Err(error) => {
-                tracing::error!(%error, sessions = runs.len(), "a forward pass failed");
-                for run in runs {
-                    self.fail(run.key, internal(&error));
-                }
-                Vec::new()
+        Ok(wanted.into_iter().zip(self.model.forward(side, &rows)?).collect())
+    }
+
+    /// The pass over these runs failed. Where the device's memory was too small, the newest session makes
+    /// room and the others are read again; else all of them fail.
+    fn failed(&mut self, runs: &[Run], error: ForwardError) {
+        tracing::error!(%error, sessions = runs.len(), "a forward pass failed");
+        if error.is_out_of_memory() {
+            if let Some(newest) = runs.iter().map(|run| run.key).max() {
+                self.fail(newest, internal(&error));
             }
+            return;
+        }
+        for run in runs {
+            self.fail(run.key, internal(&error));
+        }
+        if error.is_fatal() {
+            self.broken = Some(error);
         }
     }
 
@@ -87,10 +104,12 @@ impl Engine {
         let mut keys = Vec::new();
         let mut questions = Vec::new();
         for (key, ids) in self.scheduler.answerable() {
-            if let Some(active) = self.sessions.get(&key) {
+            let Some(active) = self.sessions.get(&key) else { continue };
+            if let Some(policy) = &active.features.policy {
                 keys.push(key);
                 questions.push(Question {
-                    features: &active.features,
+                    policy,
+                    reference: active.features.reference.as_ref(),
                     ids,
                     over_vocabulary: active.over_vocabulary,
                 });
@@ -104,6 +123,10 @@ impl Engine {
             let _span = tracing::debug_span!("score", rows = questions.len()).entered();
             self.model.score(&questions)
         };
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(error) => return self.not_scored(&keys, error),
+        };
         let now = Instant::now();
         self.instruments.score.record(now.saturating_duration_since(start));
         for (key, answer) in keys.into_iter().zip(answers) {
@@ -111,6 +134,19 @@ impl Engine {
                 Ok(values) => self.reply(key, values, now),
                 Err(error) => self.fail_score(key, &error),
             }
+        }
+    }
+
+    /// The device could not score these sessions. Too little memory is the newest one's loss, and the others
+    /// are asked again.
+    fn not_scored(&mut self, keys: &[Key], error: ForwardError) {
+        tracing::error!(%error, sessions = keys.len(), "candidates could not be scored");
+        let failed = if error.is_out_of_memory() { &keys[keys.len().saturating_sub(1)..] } else { keys };
+        for &key in failed {
+            self.fail(key, internal(&error));
+        }
+        if error.is_fatal() {
+            self.broken = Some(error);
         }
     }
 
