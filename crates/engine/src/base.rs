@@ -61,7 +61,9 @@ impl BaseModel {
         let hardware = Hardware::new(gpu, &assets, options)?;
         let config = &assets.config;
         let shape = [config.vocab, config.hidden];
-        let table = |name: &str| Ok::<_, LoadError>(Arc::new(hardware.table(&checkpoint, name, shape, options.format)?));
+        let table = |name: &str| {
+            Ok::<_, LoadError>(Arc::new(hardware.table(&checkpoint, name, shape, options.format)?))
+        };
         let embedding = table("model.embed_tokens.weight")?;
         let head = match &hardware {
             Hardware::Cpu(_) => {
@@ -79,7 +81,7 @@ impl BaseModel {
         })
     }
 
-    /// Where it computes: "cpu", or a card's number and name.
+    /// Where it computes: "cpu" or "cuda:N".
     pub fn device(&self) -> String {
         self.hardware.name()
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use attune_guidance::RowError;
 use attune_kernels::{
-    Edits, Reference, ScoreJob, SelectRow,
+    Edits, EmbeddingTable, Reference, ScoreJob, SelectRow,
     cuda::{Array, CardRow, CardScore, Element, Gpu, Matrix},
     score as score_on_cpu,
 };
@@ -105,17 +105,8 @@ pub(crate) fn score(
 ) -> Result<Vec<Result<Vec<f32>, RowError>>, ForwardError> {
     match (hardware, heads.policy, heads.reference) {
         (Hardware::Cpu(threads), Table::Cpu(policy), Table::Cpu(reference)) => {
-            let job = |q: &Question<'_>| {
-                let against = q.reference.map(Feature::on_cpu).transpose()?;
-                Ok(ScoreJob {
-                    table: policy,
-                    features: q.policy.on_cpu()?,
-                    ids: q.ids,
-                    reference: against.map(|features| Reference { table: reference, features }),
-                    over_vocabulary: q.over_vocabulary,
-                })
-            };
-            let jobs = questions.iter().map(job).collect::<Result<Vec<ScoreJob<'_>>, ForwardError>>()?;
+            let jobs = questions.iter().map(|q| job(q, policy, reference));
+            let jobs = jobs.collect::<Result<Vec<ScoreJob<'_>>, ForwardError>>()?;
             Ok(score_on_cpu(&jobs, threads))
         }
         (Hardware::Card(gpu, element), Table::Card(policy), Table::Card(reference)) => {
@@ -123,6 +114,21 @@ pub(crate) fn score(
         }
         _ => Err(ForwardError::Elsewhere("an output embedding".into())),
     }
+}
+
+fn job<'a>(
+    question: &Question<'a>,
+    policy: &'a EmbeddingTable,
+    reference: &'a EmbeddingTable,
+) -> Result<ScoreJob<'a>, ForwardError> {
+    let against = question.reference.map(Feature::on_cpu).transpose()?;
+    Ok(ScoreJob {
+        table: policy,
+        features: question.policy.on_cpu()?,
+        ids: question.ids,
+        reference: against.map(|features| Reference { table: reference, features }),
+        over_vocabulary: question.over_vocabulary,
+    })
 }
 
 fn score_on_card(

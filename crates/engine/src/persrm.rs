@@ -178,7 +178,7 @@ impl PersRm {
         self.weight_head.is_some()
     }
 
-    /// Where it computes: "cpu", or a card's number and name.
+    /// Where it computes: "cpu" or "cuda:N".
     pub fn device(&self) -> String {
         self.hardware.name()
     }
@@ -228,12 +228,7 @@ impl PersRm {
         self.phi(side, sequences, cache)?.to_vec2()
     }
 
-    fn phi(
-        &self,
-        side: Side,
-        sequences: &[SequenceRows<'_>],
-        cache: &KvCache,
-    ) -> Result<Rows, ForwardError> {
+    fn phi(&self, side: Side, sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Rows, ForwardError> {
         let hidden = self.scorer(side).decoder.forward(sequences, cache)?;
         match &self.value_head {
             Some(head) if hidden.count() > 0 => self.hardware.linear_narrow(&hidden, head),
@@ -253,10 +248,7 @@ impl PersRm {
     ///
     /// # Errors
     /// The device failed.
-    pub fn score(
-        &self,
-        questions: &[Question<'_>],
-    ) -> Result<Vec<Result<Vec<f32>, RowError>>, ForwardError> {
+    pub fn score(&self, questions: &[Question<'_>]) -> Result<Vec<Result<Vec<f32>, RowError>>, ForwardError> {
         let reference = self.reference.as_ref().unwrap_or(&self.policy);
         let heads = Heads { policy: &self.policy.head, reference: &reference.head };
         features::score(&self.hardware, &heads, questions)
@@ -307,7 +299,9 @@ impl Scorer {
         hardware: &Hardware,
     ) -> Result<Self, LoadError> {
         let shape = [config.vocab, config.hidden];
-        let table = |name: &str| Ok::<_, LoadError>(Arc::new(hardware.table(checkpoint, name, shape, options.format)?));
+        let table = |name: &str| {
+            Ok::<_, LoadError>(Arc::new(hardware.table(checkpoint, name, shape, options.format)?))
+        };
         let embedding = table("model.embed_tokens.weight")?;
         let head = if config.tied { Arc::clone(&embedding) } else { table(config.head_tensor())? };
         let decoder = Decoder::load(config, checkpoint, embedding, options, hardware)?;

@@ -228,7 +228,11 @@ impl EngineConfig {
     /// # Errors
     /// The card that is asked for cannot be used; the sentence says why, and what to do.
     pub fn gpu(&self) -> Result<Option<Gpu>, CudaError> {
-        let open = |ordinal| Gpu::open(ordinal, Cache::default());
+        let open = |ordinal| {
+            let gpu = Gpu::open(ordinal, Cache::default())?;
+            tracing::info!(card = gpu.name(), "the model computes on a card");
+            Ok(gpu)
+        };
         match self.device {
             Device::Cpu => Ok(None),
             Device::Cuda(ordinal) => open(ordinal).map(Some),
@@ -346,9 +350,12 @@ mod tests {
 
     #[test]
     fn devices_are_named() {
-        for (text, device) in
-            [("cpu", Device::Cpu), ("auto", Device::Auto), ("cuda:3", Device::Cuda(3)), ("cuda", Device::Cuda(0))]
-        {
+        for (text, device) in [
+            ("cpu", Device::Cpu),
+            ("auto", Device::Auto),
+            ("cuda:3", Device::Cuda(3)),
+            ("cuda", Device::Cuda(0)),
+        ] {
             assert_eq!(text.parse(), Ok(device));
             assert_eq!(String::from(device).parse(), Ok(device));
         }

@@ -150,7 +150,6 @@ pub(crate) fn parts(
     let Surroundings { dial, resolve, seed, inline } = surroundings;
     let sources: Vec<Source> = config.reward.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     let assets = Arc::clone(&device.model.assets);
-    let shape = &assets.config;
     let blocks = blocks(config, &device.model)?;
     let slots = config.engine.slots;
     let limits = scheduler::Limits { slots, prefill_chunk: config.engine.prefill_chunk };

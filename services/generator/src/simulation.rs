@@ -91,7 +91,8 @@ pub fn generator(
         parts(config, device, Surroundings { dial, resolve, seed, inline: true })?;
     let instruments = Instruments::new(&Metrics::new("attune-generator")?, &api.load, &counters);
     let pool = Pool::new(seed, counters);
-    let decoding = Decoding::new(Arc::clone(&api.assets), scheduler, pool, config.patience(), Fuse::Host, instruments);
+    let decoding =
+        Decoding::new(Arc::clone(&api.assets), scheduler, pool, config.patience(), Fuse::Host, instruments);
     let (assets, limits) = (Arc::clone(&api.assets), api.limits);
     let driver = Driver { engine: Engine::new(device, decoding, ends), assets, limits };
     Ok((GeneratorServiceServer::with_interceptor(api, Door::open()), driver, Roster::run(roster)))

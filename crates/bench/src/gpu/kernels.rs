@@ -68,10 +68,7 @@ fn selected(gpu: &Gpu, element: Element, rows: usize, vocab: usize) -> Result<St
     let seen: Vec<u32> = (0..vocab as u32).step_by(11).collect();
     let edits = Edits { bias: &bias, banned: &banned, penalty: 1.3, seen: &seen };
     let selection: Vec<SelectRow<'_>> = (0..rows)
-        .map(|i| SelectRow {
-            k: [10, 64, 1, 40][i % 4],
-            edits: if i % 3 == 0 { edits } else { Edits::NONE },
-        })
+        .map(|i| SelectRow { k: [10, 64, 1, 40][i % 4], edits: if i % 3 == 0 { edits } else { Edits::NONE } })
         .collect();
     let want = select(&logits, vocab, &selection, &Threads::new(1)?);
     let on_card = gpu.upload_numbers(element, rows, vocab, &logits)?;
@@ -102,8 +99,7 @@ fn scored(gpu: &Gpu, element: Element, rows: usize, d: usize) -> Result<String> 
     const VOCAB: usize = 500;
     let mut rng = ChaCha8Rng::seed_from_u64(d as u64);
     let size = (3.0 / d as f32).sqrt();
-    let [table, ref_table] =
-        [(); 2].map(|()| rounded(element, &numbers(&mut rng, VOCAB * d, size)));
+    let [table, ref_table] = [(); 2].map(|()| rounded(element, &numbers(&mut rng, VOCAB * d, size)));
     let [hidden, ref_hidden] = [(); 2].map(|()| rounded(element, &numbers(&mut rng, rows * d, 2.0)));
     let weights = numbers(&mut rng, d, 1.5);
     let lists: Vec<Vec<u32>> = (0..rows)

@@ -112,11 +112,7 @@ struct Bench<'a> {
 pub async fn measure(gpu: &Gpu, extent: &Extent, say: impl Fn(&str)) -> Result<Speeds> {
     let mut bench = Bench {
         gpu,
-        flush: RefCell::new(gpu.zero_matrix(
-            Element::F32,
-            1,
-            if extent.quick { 1024 } else { FLUSH / 4 },
-        )?),
+        flush: RefCell::new(gpu.zero_matrix(Element::F32, 1, if extent.quick { 1024 } else { FLUSH / 4 })?),
         copy_bandwidth: f64::NAN,
         rounds: if extent.quick { 2 } else { 30 },
     };
@@ -172,7 +168,14 @@ impl Bench<'_> {
         Ok(2.0 * bytes as f64 / seconds)
     }
 
-    fn of(&self, kernel: &'static str, rows: usize, columns: usize, bytes: usize, seconds: f64) -> KernelTime {
+    fn of(
+        &self,
+        kernel: &'static str,
+        rows: usize,
+        columns: usize,
+        bytes: usize,
+        seconds: f64,
+    ) -> KernelTime {
         let of_copy_bandwidth = bytes as f64 / seconds / self.copy_bandwidth;
         KernelTime { kernel, rows, columns, microseconds: seconds * 1e6, of_copy_bandwidth }
     }
@@ -196,9 +199,8 @@ impl Bench<'_> {
         let head = gpu.upload_numbers(Element::Bf16, vocab, d, &row.repeat(vocab))?;
         let hidden = CardRow::all(gpu.upload_numbers(Element::Bf16, rows, d, &row.repeat(rows))?);
         let weights = gpu.upload(&row)?;
-        let lists: Vec<Vec<u32>> = (0..rows)
-            .map(|i| (0..K).map(|j| ((i * 977 + j * 131) % vocab) as u32).collect())
-            .collect();
+        let lists: Vec<Vec<u32>> =
+            (0..rows).map(|i| (0..K).map(|j| ((i * 977 + j * 131) % vocab) as u32).collect()).collect();
         let asked: Vec<CardScore<'_>> = hidden
             .iter()
             .zip(&lists)
@@ -313,7 +315,9 @@ async fn decoding(
 fn share(kernels: &[KernelTime], streams: usize, step: f64) -> f64 {
     let at = |kernel: &str| {
         let own = kernels.iter().filter(|k| k.kernel == kernel && k.rows >= streams);
-        own.map(|k| (k.rows, k.columns, k.microseconds)).min_by_key(|k| (k.0, usize::MAX - k.1)).map_or(f64::NAN, |k| k.2)
+        own.map(|k| (k.rows, k.columns, k.microseconds))
+            .min_by_key(|k| (k.0, usize::MAX - k.1))
+            .map_or(f64::NAN, |k| k.2)
     };
     (at("select") + at("score") + at("fuse_sample")) * 1e-6 / step
 }
@@ -324,7 +328,8 @@ impl Speeds {
         use std::fmt::Write as _;
         let mut out = format!("{}: a copy moves {:.0} GB/s\n\n", self.card, self.copy_bandwidth / 1e9);
         // Writing to a string cannot fail.
-        let _ = writeln!(out, "{:<12} {:>5} {:>8} {:>10} {:>9}", "kernel", "rows", "columns", "us", "of copy");
+        let _ =
+            writeln!(out, "{:<12} {:>5} {:>8} {:>10} {:>9}", "kernel", "rows", "columns", "us", "of copy");
         for k in &self.kernels {
             let share = 100.0 * k.of_copy_bandwidth;
             let _ = writeln!(

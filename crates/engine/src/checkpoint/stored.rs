@@ -40,7 +40,9 @@ impl Element {
     pub(crate) fn is(self, element: cuda::Element) -> bool {
         matches!(
             (self, element),
-            (Self::F32, cuda::Element::F32) | (Self::F16, cuda::Element::F16) | (Self::Bf16, cuda::Element::Bf16)
+            (Self::F32, cuda::Element::F32)
+                | (Self::F16, cuda::Element::F16)
+                | (Self::Bf16, cuda::Element::Bf16)
         )
     }
 

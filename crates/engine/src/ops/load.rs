@@ -50,11 +50,11 @@ impl Hardware {
         Ok(Self::Card(gpu.clone(), element))
     }
 
-    /// The name that others know it by.
+    /// The name that others know it by: "cpu" or "cuda:N".
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Cpu(_) => "cpu".into(),
-            Self::Card(gpu, _) => format!("cuda:{} {}", gpu.ordinal(), gpu.name()),
+            Self::Card(gpu, _) => format!("cuda:{}", gpu.ordinal()),
         }
     }
 

@@ -120,8 +120,7 @@ impl Gpu {
         outputs: Option<&Pass>,
         element: Element,
     ) -> Result<Matrix, CudaError> {
-        let (rows, chosen) =
-            outputs.map_or((x.rows(), 0), |p| (p.outputs, p.input.at(p.output_rows, self)));
+        let (rows, chosen) = outputs.map_or((x.rows(), 0), |p| (p.outputs, p.input.at(p.output_rows, self)));
         let out = self.matrix(element, rows, x.width())?;
         self.launch(
             Program::RmsNorm(element),

@@ -88,10 +88,7 @@ impl Gpu {
             part_keys: self.room(columns * parts)?,
             part_sums: self.room(4 * rows.len() * parts)?,
             done: self.zeros(rows.len())?,
-            output: Results::new(
-                self,
-                [columns, columns, columns, 2 * rows.len(), rows.len(), rows.len()],
-            )?,
+            output: Results::new(self, [columns, columns, columns, 2 * rows.len(), rows.len(), rows.len()])?,
         })
     }
 }

@@ -122,7 +122,15 @@ impl Emulator {
             let (source, made) = (binary.with_extension("cpp"), binary.with_extension("made"));
             fs::write(&source, text).unwrap();
             // Its own arithmetic is not contracted, as that of `fuse_sample` on a card is not.
-            let flags = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-o"];
+            let flags = [
+                "-std=c++17",
+                "-O1",
+                "-U_FORTIFY_SOURCE",
+                "-ffp-contract=off",
+                "-fno-strict-aliasing",
+                "-w",
+                "-o",
+            ];
             let out = Command::new(compiler).args(flags).arg(&made).arg(&source).output().unwrap();
             assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
             fs::rename(made, &binary).unwrap();

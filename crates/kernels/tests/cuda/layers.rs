@@ -110,9 +110,7 @@ fn rotate_shape(emulator: &Emulator, element: Element, shape: &Heads) -> Result<
     let buffers = emulator.run(&[launch])?.remove(0);
     let [q, keys, values] = [12, 13, 14].map(|i| loaded(&buffers.0[i], element));
     let head = |row: usize, head: usize| -> Vec<f64> {
-        let at = |i: usize| {
-            f64::from(qkv[(row * all + head) * dim + i]) + f64::from(shift[head * dim + i])
-        };
+        let at = |i: usize| f64::from(qkv[(row * all + head) * dim + i]) + f64::from(shift[head * dim + i]);
         let mut x: Vec<f64> = (0..dim).map(at).collect();
         if head >= heads + kv_heads {
             return x;
