@@ -7,7 +7,7 @@ HOURS ?= 2
 SEED ?= 1
 SECONDS_EACH ?= 600
 
-.PHONY: help demo run test lint bench eval kernel-bench gpu-test gpu-bench gpu-pack chaos simulate models fuzz vectors
+.PHONY: help demo run test lint bench eval kernel-bench gpu-test gpu-bench gpu-pack chaos simulate models fuzz vectors python
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ models: ## write the 'small' and 'medium' checkpoints of the benchmarks to model
 
 fuzz: ## ten minutes of each fuzz target (needs a nightly compiler and cargo-fuzz); SECONDS_EACH=600
 	scripts/fuzz.sh $(SECONDS_EACH)
+
+python: ## the Python client with what its tests need, in target/tools/python; and its stubs, anew from proto/
+	scripts/python-client.sh
+	scripts/python-stubs.sh
 
 vectors: ## remake the kept test vectors with the Python reference (needs tests/peers/.venv)
 	tests/peers/.venv/bin/python tests/peers/make_vectors.py

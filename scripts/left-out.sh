@@ -7,6 +7,12 @@ command -v buf >/dev/null || left_out+=("buf lint and buf breaking of the protos
     left_out+=("the CUDA sources through NVRTC: it is not installed (scripts/nvrtc.sh)")
 command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources, and the services on a stand-in for a card, on a CPU: no C++ compiler")
 command -v cargo-deny >/dev/null || left_out+=("cargo deny: cargo-deny is not installed")
+have() { [ -x "target/tools/$1" ] || command -v "$1" >/dev/null; }
+have python/bin/pytest || left_out+=("the Python client and its examples: scripts/python-client.sh was not run")
+have grpcurl || left_out+=("the grpcurl examples: grpcurl is not installed")
+for program in go buf protoc-gen-go protoc-gen-go-grpc; do
+    have "$program" || left_out+=("the Go examples: $program is not installed")
+done
 for line in "${left_out[@]+"${left_out[@]}"}"; do
     echo "left out: $line"
 done

@@ -14,5 +14,5 @@ pub use client::{Generated, by_ids, greedy, guided, say};
 pub use load::{PATIENCE, generator_load, wait_for_load, wait_for_sessions, worker_load};
 pub use micro::micro_models;
 pub use pair::Pair;
-pub use process::{Process, Signal, binary, workspace_root};
+pub use process::{Process, Signal, binary, left_out, workspace_root};
 pub use proxy::Proxy;

@@ -36,7 +36,7 @@ impl Process {
     ) -> Result<Self> {
         let mut command = Command::new(binary(name)?);
         command.args(["--listen", "127.0.0.1:0"]).args(args).envs(variables.iter().copied());
-        Self::listening(name, command)
+        Self::listening(name, command, Stdio::inherit())
     }
 
     /// `start`, on an address of its own choice.
@@ -48,15 +48,28 @@ impl Process {
         listen: &str,
         args: impl IntoIterator<Item = S>,
     ) -> Result<Self> {
-        let mut command = Command::new(binary(name)?);
-        command.args(["--listen", listen]).args(args);
-        Self::listening(name, command)
+        Self::start_logging(name, listen, args, Stdio::inherit())
     }
 
-    fn listening(name: &str, mut command: Command) -> Result<Self> {
+    /// `start_at`, with a place for what it logs.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_logging<S: AsRef<OsStr>>(
+        name: &str,
+        listen: &str,
+        args: impl IntoIterator<Item = S>,
+        log: impl Into<Stdio>,
+    ) -> Result<Self> {
+        let mut command = Command::new(binary(name)?);
+        command.args(["--listen", listen]).args(args);
+        Self::listening(name, command, log)
+    }
+
+    fn listening(name: &str, mut command: Command, log: impl Into<Stdio>) -> Result<Self> {
         let mut child = command
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
@@ -150,4 +163,13 @@ pub fn binary(name: &str) -> Result<PathBuf> {
         bail!("{} is missing; build it first: cargo build --workspace --bins", path.display());
     }
     Ok(path)
+}
+
+/// Says what this machine cannot check. With `ATTUNE_REQUIRE_ALL=1` that is a failure.
+///
+/// # Panics
+/// Where nothing may be left out.
+pub fn left_out(why: &str) {
+    assert!(std::env::var_os("ATTUNE_REQUIRE_ALL").is_none_or(|v| v != "1"), "left out: {why}");
+    println!("left out: {why}");
 }

@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::Command};
 
 use attune_proto::{
     generator::v1::{GenerateRequest, GuidanceTerm},
-    reward::v1::Guidance,
+    reward::v1::{Context, Guidance, Reference},
 };
 use attune_tests::{Generated, Pair, Process, binary, say, workspace_root};
 use attune_train::{
@@ -22,22 +22,24 @@ fn models() -> PathBuf {
     workspace_root().join("models/demo")
 }
 
-fn ask(question: &str, preference: Option<&str>) -> GenerateRequest {
-    let term = |text: &str| GuidanceTerm {
+fn ask(question: &str, preferences: &[(&str, f32)]) -> GenerateRequest {
+    let term = |&(text, strength): &(&str, f32)| GuidanceTerm {
         guidance: Some(Guidance { text: Some(text.to_owned()), ..Guidance::default() }),
-        strength: Some(STRENGTH),
+        strength: Some(strength),
         clip: None,
     };
-    GenerateRequest { guidances: preference.map(term).into_iter().collect(), ..say(question, 160) }
+    GenerateRequest { guidances: preferences.iter().map(term).collect(), ..say(question, 160) }
 }
 
-/// The shares of answers that have `wanted`, and that are well-formed.
-async fn shares(pair: &Pair, held_out: &HeldOut, wanted: Trait, guided: bool) -> (f64, f64) {
+/// The shares of answers that have `wanted`, and that are well-formed, guided by these traits, each as one
+/// guidance with its strength.
+async fn shares(pair: &Pair, held_out: &HeldOut, wanted: Trait, by: &[(Trait, f32)]) -> (f64, f64) {
     let client = pair.client().await.unwrap();
     let mut running = JoinSet::new();
     for (i, question) in held_out.prompts.iter().enumerate() {
-        let preference = held_out.preference(wanted, i).filter(|_| guided);
-        let request = ask(&question.prompt, preference);
+        let words = |&(one, strength): &(Trait, f32)| Some((held_out.preference(one, i)?, strength));
+        let preferences: Vec<_> = by.iter().filter_map(words).collect();
+        let request = ask(&question.prompt, &preferences);
         let (mut client, question) = (client.clone(), question.prompt.clone());
         running.spawn(async move { (question, Generated::of(&mut client, request).await.unwrap().text) });
     }
@@ -52,15 +54,63 @@ async fn shares(pair: &Pair, held_out: &HeldOut, wanted: Trait, guided: bool) ->
     (satisfied / all, well_formed / all)
 }
 
+fn held_out() -> HeldOut {
+    let held_out = std::fs::read_to_string(models().join("prompts.json")).unwrap();
+    serde_json::from_str(&held_out).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_preferences_act_at_once_and_negative_ones_steer_away() {
+    let held_out = held_out();
+    let pair = Pair::start(&models().join("base"), &models().join("persrm")).await.unwrap();
+    let (towards, away) = (Trait::Formal, Trait::Caution);
+    let both = [(towards, STRENGTH), (away, -STRENGTH)];
+    for (wanted, least, most) in [(towards, 0.2, 1.0), (away, -1.0, -0.15)] {
+        let (before, _) = shares(&pair, &held_out, wanted, &[]).await;
+        let (after, form) = shares(&pair, &held_out, wanted, &both).await;
+        let gain = after - before;
+        assert!((least..=most).contains(&gain), "{}: {before} to {after}", wanted.name());
+        assert!(form >= 0.9, "well-formed in {form}");
+    }
+    pair.stop().await.unwrap();
+}
+
+/// The preference acts through `w_p` alone, read off its words by the shipped head: the PersRM's prompt does
+/// not have it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_head_pulls_where_the_prompt_says_nothing() {
+    let held_out = held_out();
+    let pair = Pair::start(&models().join("base"), &models().join("persrm")).await.unwrap();
+    let client = pair.client().await.unwrap();
+    let wanted = Trait::Formal;
+    let mut satisfied = [0, 0];
+    for (i, question) in held_out.prompts.iter().take(60).enumerate() {
+        let words = held_out.preference(wanted, i).unwrap();
+        for (guided, satisfied) in satisfied.iter_mut().enumerate() {
+            let mut request = ask(&question.prompt, &[(words, STRENGTH)][..guided]);
+            for term in &mut request.guidances {
+                let guidance = term.guidance.as_mut().unwrap();
+                guidance.context = Context::AsIs.into();
+                guidance.reference = Reference::Generator.into();
+            }
+            let answer = Generated::of(&mut client.clone(), request).await.unwrap().text;
+            let judgement = judge(&Prompt::parse(&question.prompt).unwrap(), answer.trim());
+            *satisfied += u32::from(judgement.traits.has(wanted));
+        }
+    }
+    let [before, after] = satisfied;
+    assert!(after >= before + 10, "{before} of 60 without, {after} with it");
+    pair.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn guidance_pulls_in_the_asked_direction() {
-    let held_out = std::fs::read_to_string(models().join("prompts.json")).unwrap();
-    let held_out: HeldOut = serde_json::from_str(&held_out).unwrap();
+    let held_out = held_out();
     assert!(held_out.prompts.len() >= 100);
     let pair = Pair::start(&models().join("base"), &models().join("persrm")).await.unwrap();
     for wanted in Trait::ALL {
-        let (before, form_before) = shares(&pair, &held_out, wanted, false).await;
-        let (after, form_after) = shares(&pair, &held_out, wanted, true).await;
+        let (before, form_before) = shares(&pair, &held_out, wanted, &[]).await;
+        let (after, form_after) = shares(&pair, &held_out, wanted, &[(wanted, STRENGTH)]).await;
         println!(
             "{:<10} {:>4.0} % -> {:>4.0} %   well-formed {:>4.0} % -> {:>4.0} %",
             wanted.name(),

@@ -31,7 +31,8 @@ pub fn step_bytes(folder: &Path, role: Role, format: Format, k: usize) -> Result
     Ok(weights(&config, role, value_head, k) * bytes_per_weight(format))
 }
 
-fn weights(c: &DecoderConfig, role: Role, value_head: bool, k: usize) -> f64 {
+/// The weights that one step of one row multiplies.
+pub(crate) fn weights(c: &DecoderConfig, role: Role, value_head: bool, k: usize) -> f64 {
     let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let layer = c.hidden * (2 * queries + 2 * keys) + 3 * c.hidden * c.intermediate;
     let head = match role {
@@ -41,7 +42,8 @@ fn weights(c: &DecoderConfig, role: Role, value_head: bool, k: usize) -> f64 {
     (c.layers * layer + head) as f64
 }
 
-fn bytes_per_weight(format: Format) -> f64 {
+/// Bytes that a weight takes.
+pub(crate) fn bytes_per_weight(format: Format) -> f64 {
     match format {
         Format::F32 => 4.0,
         Format::Bf16 | Format::F16 => 2.0,

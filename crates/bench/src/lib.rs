@@ -1,5 +1,6 @@
 //! What measures Attune: load on a running pair, the pieces of one step, the table of figures to reach,
-//! and a reward worker whose forward pass is a timed wait, which stands for one on another machine.
+//! a reward worker whose forward pass is a timed wait, which stands for one on another machine, and the sizes
+//! that follow from the floor without measuring.
 //!
 //! Nothing of it is part of a service.
 #![forbid(unsafe_code)]
@@ -9,6 +10,7 @@ pub mod floor;
 pub mod gpu;
 pub mod load;
 pub mod pieces;
+pub mod plan;
 pub mod plot;
 pub mod prompts;
 pub mod report;

@@ -1,4 +1,4 @@
-//! The `attune` command: generate, compare, describe, train, write models to measure with, make tokens.
+//! The `attune` command: generate, compare, describe, train, write models to measure with, make tokens, size a pair.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -13,6 +13,7 @@ mod generate;
 mod gpu;
 mod json;
 mod models;
+mod plan;
 mod request;
 mod request_args;
 mod stream;
@@ -26,6 +27,9 @@ use clap::{Parser, Subcommand};
 /// Language models that answer in each person's way, aligned while they decode.
 #[derive(Debug, Parser)]
 #[command(name = "attune", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "With `make run` in another terminal:
+  attune generate --prefer \"with a funny joke\" \"How do I bake the bread?\"
+  attune describe")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -47,6 +51,8 @@ enum Command {
     Gpu(gpu::GpuArgs),
     /// Write seeded random models of known shapes, to test and measure with.
     Models(models::ModelsArgs),
+    /// Work out how many devices of which size given models and load need.
+    Plan(Box<plan::PlanArgs>),
     /// Make a token that says who calls, and the line that tells the generator of it.
     Token(token::TokenArgs),
 }
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Gpu(args) => gpu::run(args),
         Command::Models(args) => models::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Token(args) => token::run(&args),
     };
     match done {

@@ -1,11 +1,14 @@
 //! `attune train`.
 
+mod own;
+
 use std::{io::Write as _, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use attune_train::{
     demo::{self, DemoOptions},
     rivals::{self, RivalOptions},
+    world::pairs,
 };
 use clap::Subcommand;
 
@@ -21,6 +24,15 @@ enum What {
     /// Make the embedded pair: write a corpus, train tokenizer, base model and PersRM, measure them.
     #[command(after_help = "Example:\n  attune train demo --seed 1 --out models/demo")]
     Demo(DemoArgs),
+    /// Write the demo world's own texts or pairs as JSON lines, to try the trainers with.
+    #[command(after_help = "Example:\n  attune train data --pairs 2000 --seed 5 --out pairs.jsonl")]
+    Data(DataArgs),
+    /// Train a language model on your own prompts and answers.
+    #[command(after_help = own::LM_EXAMPLES)]
+    Lm(own::LmArgs),
+    /// Train a PersRM on your own pairs of answers, in two stages.
+    #[command(after_help = own::PERSRM_EXAMPLES)]
+    Persrm(Box<own::PersrmArgs>),
     /// Make what other methods of `attune eval` need: an expert for each trait, an autoregressive reward
     /// model, further base models. What is there already is kept.
     #[command(after_help = "Example:\n  attune train eval --base models/demo/base --out models/eval")]
@@ -54,6 +66,9 @@ struct DemoArgs {
     /// The folder to write; made if absent.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Take the base, with its tokenizer, from this folder instead of training one.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
     /// Seconds instead of half an hour, for a pair of the right form that has learned nothing.
     #[arg(long)]
     tiny: bool,
@@ -62,11 +77,31 @@ struct DemoArgs {
     quiet: bool,
 }
 
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["pairs", "texts"])))]
+struct DataArgs {
+    /// So many pairs of answers, for `attune train persrm`.
+    #[arg(long, value_name = "N")]
+    pairs: Option<usize>,
+    /// So many answers, for `attune train lm`.
+    #[arg(long, value_name = "N")]
+    texts: Option<usize>,
+    /// All chance comes from it.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
 /// Trains.
 pub(crate) fn run(args: TrainArgs) -> Result<()> {
     match args.what {
         What::Demo(args) => demo(&args),
         What::Eval(args) => eval(&args),
+        What::Data(args) => data(&args),
+        What::Lm(args) => own::lm(&args),
+        What::Persrm(args) => own::persrm(&args),
     }
 }
 
@@ -79,6 +114,21 @@ fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
+fn data(args: &DataArgs) -> Result<()> {
+    let mut text = String::new();
+    if let Some(count) = args.pairs {
+        for pair in pairs::pairs(count, args.seed) {
+            text += &(serde_json::to_string(&pair)? + "\n");
+        }
+    }
+    if let Some(count) = args.texts {
+        for sample in pairs::samples(count, args.seed) {
+            text += &(serde_json::to_string(&sample)? + "\n");
+        }
+    }
+    std::fs::write(&args.out, text).with_context(|| format!("cannot write {}", args.out.display()))
+}
+
 fn demo(args: &DemoArgs) -> Result<()> {
     let mut options = if args.tiny {
         DemoOptions::tiny(&args.out, args.seed)
@@ -86,6 +136,7 @@ fn demo(args: &DemoArgs) -> Result<()> {
         DemoOptions::new(&args.out, args.seed)
     };
     options.quiet = args.quiet;
+    options.base.clone_from(&args.base);
     let report = demo::make(&options)?;
     writeln!(
         std::io::stdout(),

@@ -265,6 +265,30 @@ fn wrong_command_lines_and_absent_servers_are_told() {
 }
 
 #[test]
+fn a_plan_needs_no_server() {
+    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo");
+    let (base, reward) = (format!("{models}/base"), format!("{models}/persrm"));
+    let plan = |more: &[&str]| {
+        let given = ["plan", "--base", &base, "--reward", &reward, "--bandwidth", "30", "--tflops", "0.1"];
+        Command::new(env!("CARGO_BIN_EXE_attune")).args(given).args(more).output().unwrap()
+    };
+    let output = plan(&["--memory", "8", "--requests", "10", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let json = &lines(&output)[0];
+    assert!(json["step"].as_f64().unwrap() > 0.0 && json["reward"]["replicas"].as_f64().unwrap() >= 1.0);
+    let table = plan(&["--memory", "8", "--reference", "generator"]);
+    assert!(text(&table.stdout).contains("workers for a generator"), "{}", text(&table.stdout));
+    for (wrong, named) in [
+        (&["--memory", "0.001"][..], "does not fit"),
+        (&["--memory", "8", "--max-step-ms", "0.001"], "--max-step-ms"),
+        (&["--memory", "8", "--device", "abacus", "--tflops", "0"], "--tflops"),
+    ] {
+        let output = plan(wrong);
+        assert!(!output.status.success() && text(&output.stderr).contains(named), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn a_load_run_reports_and_draws() {
     let running = start();
     let folder = tempfile::tempdir().unwrap();

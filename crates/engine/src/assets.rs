@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use attune_kernels::{Format, Threads};
 use serde_json::Value;
 
-use crate::{ChatTemplate, Checkpoint, DecoderConfig, LoadError, Tokenizer};
+use crate::{ChatTemplate, Checkpoint, DecoderConfig, LoadError, ModelPath, Tokenizer};
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -44,23 +44,34 @@ pub struct Assets {
 
 impl Assets {
     /// Reads everything of a folder or a GGUF file but its weights, and opens these. Of a GGUF file, a
-    /// `tokenizer.json` beside it goes before the tokenizer within, with the chat template that it has.
+    /// `tokenizer.json` beside it goes before the tokenizer within, with the chat template that it has; so
+    /// does one beside an adapter before that of the model that it is worn on.
     ///
     /// # Errors
     /// What is missing, damaged or unsupported is named with its file.
-    pub fn open(path: &Path, id: &str, options: &LoadOptions) -> Result<(Self, Checkpoint), LoadError> {
-        let checkpoint = Checkpoint::open(path)?;
+    pub fn open(
+        path: impl Into<ModelPath>,
+        id: &str,
+        options: &LoadOptions,
+    ) -> Result<(Self, Checkpoint), LoadError> {
+        let path = path.into();
+        let checkpoint = Checkpoint::open(path.clone())?;
         let mut config = checkpoint.config()?;
         if let Some(context) = options.context {
             config.context = config.context.min(context.max(1));
         }
         if config.context * config.head_dim > MOST_ANGLES {
             let problem = format!("has a context of {} tokens; limit it with `context`", config.context);
-            return Err(LoadError::file(path, problem));
+            return Err(LoadError::file(&path.base, problem));
         }
-        let folder = checkpoint.folder();
+        let own = checkpoint.folder();
+        let worn = own.join("tokenizer.json").exists();
+        let folder = if worn { own } else { checkpoint.base_folder() };
         let (tokenizer, chat, eos) = match checkpoint.gguf() {
-            None => (Tokenizer::load(folder)?, ChatTemplate::load(folder)?, eos(folder, config.vocab)?),
+            None => {
+                let eos = eos(checkpoint.base_folder(), config.vocab)?;
+                (Tokenizer::load(folder)?, ChatTemplate::load(folder)?, eos)
+            }
             Some(file) if folder.join("tokenizer.json").exists() => {
                 let chat = ChatTemplate::load(folder)?;
                 let chat = if chat.usable() { chat } else { file.chat()? };
@@ -74,7 +85,7 @@ impl Assets {
                 .format("model.layers.0.mlp.gate_proj.weight", &[config.intermediate, config.hidden])?,
         };
         let assets = Self {
-            folder: folder.to_path_buf(),
+            folder: own.to_path_buf(),
             id: id.to_owned(),
             revision: checkpoint.fingerprint(),
             tokenizer,

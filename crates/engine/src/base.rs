@@ -1,6 +1,6 @@
 //! The base model: a decoder and its output head.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use attune_guidance::{Candidates, RowError};
 use attune_kernels::{
@@ -10,7 +10,7 @@ use attune_kernels::{
 };
 
 use crate::{
-    Assets, Decoder, ForwardError, LoadError, LoadOptions,
+    Assets, Decoder, ForwardError, LoadError, LoadOptions, ModelPath,
     ops::{Hardware, Linear, Rows, Table},
 };
 
@@ -39,11 +39,11 @@ pub enum Logits {
 }
 
 impl BaseModel {
-    /// Loads a checkpoint, a folder or a GGUF file, to compute on a CPU.
+    /// Loads a checkpoint, a folder, a GGUF file, or either with an adapter on it, to compute on a CPU.
     ///
     /// # Errors
     /// Names the file and the tensor at fault.
-    pub fn load(path: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
+    pub fn load(path: impl Into<ModelPath>, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
         Self::load_on(path, id, options, None)
     }
 
@@ -52,7 +52,7 @@ impl BaseModel {
     /// # Errors
     /// As `load`; the card's memory is too small, or it takes no such model.
     pub fn load_on(
-        path: &Path,
+        path: impl Into<ModelPath>,
         id: &str,
         options: &LoadOptions,
         gpu: Option<&Gpu>,

@@ -14,7 +14,10 @@ use hf_hub::{
     },
 };
 
-use crate::{LoadError, checkpoint};
+use crate::{
+    LoadError, ModelPath,
+    checkpoint::{self, adapter},
+};
 
 /// What a checkpoint folder may hold beside its weights.
 const FILES: [&str; 7] = [
@@ -33,6 +36,37 @@ const HUB: &str = "https://huggingface.co";
 /// Tries to go on with a broken transfer, with a wait between them.
 const RETRIES: usize = 3;
 
+/// The place of a model that may be a LoRA adapter: then also that of the base that it is worn on, which is
+/// `base`, else the hub id that the adapter names.
+///
+/// # Errors
+/// As [`resolve`]; an adapter without a base, or a base without an adapter.
+pub fn locate(model: &str, revision: Option<&str>, base: Option<&str>) -> Result<ModelPath, LoadError> {
+    let path = resolve(model, revision, None)?;
+    if !ModelPath::is_adapter(&path) {
+        return match base {
+            None => Ok(ModelPath::from(&path)),
+            Some(base) => Err(LoadError::Other(format!(
+                "`base_model` is `{base}`, but `{model}` is a model of its own and no adapter; leave it out"
+            ))),
+        };
+    }
+    let settings = path.join(adapter::CONFIG);
+    let named = match base {
+        Some(base) => base.to_owned(),
+        None => match adapter::base_of(&path)? {
+            // What a file says must not make this process read a path of its choice.
+            Some(name) if is_hub_id(&name) && !Path::new(&name).exists() => name,
+            Some(name) => {
+                let problem = format!("was trained on `{name}`; give that base by `base_model`");
+                return Err(LoadError::file(&settings, problem));
+            }
+            None => return Err(LoadError::file(&settings, "names no base; give it by `base_model`")),
+        },
+    };
+    Ok(ModelPath::adapted(resolve(&named, None, None)?, path))
+}
+
 /// The place of a model: an existing folder or GGUF file as it is, or `org/name` fetched from the hub (or taken
 /// from its cache) at a branch, tag or commit.
 ///
@@ -46,6 +80,20 @@ pub fn resolve(model: &str, revision: Option<&str>, endpoint: Option<&str>) -> R
     resolve_into(model, revision, endpoint, None)
 }
 
+/// As [`resolve`], for whoever needs `config.json` (and `attune.json`, where there is one) alone: of a hub id,
+/// nothing else is fetched.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_config(
+    model: &str,
+    revision: Option<&str>,
+    endpoint: Option<&str>,
+    cache: Option<&Path>,
+) -> Result<PathBuf, LoadError> {
+    place(model, revision, endpoint, cache, Wanted::Config)
+}
+
 /// As [`resolve`], with the folder of the cache given.
 ///
 /// # Errors
@@ -55,6 +103,23 @@ pub fn resolve_into(
     revision: Option<&str>,
     endpoint: Option<&str>,
     cache: Option<&Path>,
+) -> Result<PathBuf, LoadError> {
+    place(model, revision, endpoint, cache, Wanted::Checkpoint)
+}
+
+/// What of a model is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Checkpoint,
+    Config,
+}
+
+fn place(
+    model: &str,
+    revision: Option<&str>,
+    endpoint: Option<&str>,
+    cache: Option<&Path>,
+    wanted: Wanted,
 ) -> Result<PathBuf, LoadError> {
     let path = Path::new(model);
     if path.is_dir() || crate::gguf::find(path)?.is_some() {
@@ -74,7 +139,7 @@ pub fn resolve_into(
             "`{revision}` is no revision: name a branch, a tag or a commit"
         )));
     }
-    fetch(model, revision, endpoint, cache).map_err(|problem| {
+    fetch(model, revision, endpoint, cache, wanted).map_err(|problem| {
         LoadError::Other(format!(
             "`{model}` is no model: no such folder exists, and from the hub it cannot be had: {problem}"
         ))
@@ -101,7 +166,13 @@ fn is_revision(revision: &str) -> bool {
     revision.len() <= 200 && revision.split('/').all(legal)
 }
 
-fn fetch(id: &str, revision: &str, endpoint: Option<&str>, cache: Option<&Path>) -> Result<PathBuf, Problem> {
+fn fetch(
+    id: &str,
+    revision: &str,
+    endpoint: Option<&str>,
+    cache: Option<&Path>,
+    wanted: Wanted,
+) -> Result<PathBuf, Problem> {
     let cache = Cache::new(cache.map_or_else(cache_folder, |path| Ok(path.to_path_buf()))?);
     let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
     let hub =
@@ -120,7 +191,9 @@ fn fetch(id: &str, revision: &str, endpoint: Option<&str>, cache: Option<&Path>)
         Err(ApiError::RequestError(error)) if !matches!(*error, ureq::Error::StatusCode(_)) => {
             let cached =
                 cache.repo(repo(revision)).get("config.json").and_then(|p| p.parent().map(Path::to_path_buf));
-            let Some(folder) = cached.filter(|folder| missing_file(folder).is_none()) else {
+            let Some(folder) =
+                cached.filter(|folder| wanted == Wanted::Config || missing_file(folder).is_none())
+            else {
                 return Err(Problem::Other(format!(
                     "{hub} cannot be reached ({error}), and the cache has no copy"
                 )));
@@ -140,7 +213,10 @@ fn fetch(id: &str, revision: &str, endpoint: Option<&str>, cache: Option<&Path>)
     // All files of one commit, even if the branch moves on meanwhile.
     let there = info.siblings.into_iter().map(|file| file.rfilename).collect();
     let pinned = Pinned { remote: api.repo(repo(&info.sha)), cached: cache.repo(repo(&info.sha)) };
-    let folder = download(&pinned, &there)?;
+    let folder = match wanted {
+        Wanted::Checkpoint => download(&pinned, &there)?,
+        Wanted::Config => download_config(&pinned, &there)?,
+    };
     cache.repo(repo(revision)).create_ref(&info.sha)?;
     Ok(folder)
 }
@@ -186,6 +262,18 @@ fn download(repo: &Pinned, there: &HashSet<String>) -> Result<PathBuf, Problem> 
         }
     }
     Ok(folder)
+}
+
+/// Fetches what says how large a model is.
+fn download_config(repo: &Pinned, there: &HashSet<String>) -> Result<PathBuf, Problem> {
+    if !there.contains("config.json") {
+        return Err(Problem::Other("the repository has no config.json".to_owned()));
+    }
+    let config = get(repo, "config.json")?;
+    if there.contains("attune.json") {
+        get(repo, "attune.json")?;
+    }
+    Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
 /// One file, from the cache or the hub.

@@ -50,4 +50,9 @@ impl KvCache {
         };
         Ok(Self::Cpu { keys: layers()?, values: layers()? })
     }
+
+    /// Bytes that one block takes on a CPU, over all layers.
+    pub fn block_bytes(config: &DecoderConfig) -> usize {
+        2 * config.layers * BLOCK_SIZE * config.kv_heads * config.head_dim * size_of::<f32>()
+    }
 }

@@ -8,51 +8,15 @@ use std::{path::Path, sync::Arc};
 
 use attune_guidance::RowError;
 use attune_kernels::{EmbeddingTable, cuda::Gpu};
-use serde::Deserialize;
 
 use crate::{
-    Assets, Checkpoint, Decoder, DecoderConfig, Feature, ForwardError, LoadError, LoadOptions, Output,
-    PersonWeights, PreferenceTemplate, Question, SequenceRows,
+    Assets, Checkpoint, Decoder, DecoderConfig, DefaultReference, Feature, ForwardError, LoadError,
+    LoadOptions, ModelPath, Output, PersRmSettings, PersonWeights, PreferenceTemplate, Question,
+    SequenceRows, WeightsForm,
     features::{self, Heads},
     kv::{BLOCK_SIZE, KvCache, blocks_for},
     ops::{Hardware, Linear, Rows, Table},
 };
-
-/// `attune.json`: how a PersRM wants to be used. Every key may be absent.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct Settings {
-    /// A template of the last user message, over `preference` and `content`.
-    template: Option<String>,
-    /// "ones", or "head": `weight_head.safetensors` reads `w_p` off the preference text.
-    weights: WeightsForm,
-    /// The default reference.
-    reference: Option<DefaultReference>,
-    /// The folder or GGUF file, within this folder, of the weights before training.
-    reference_model: Option<String>,
-    /// The scale of the loss it was trained with; the fit of profiles uses it.
-    beta: Option<f64>,
-}
-
-#[derive(Deserialize, Default, PartialEq)]
-#[serde(rename_all = "lowercase")]
-enum WeightsForm {
-    #[default]
-    Ones,
-    Head,
-}
-
-/// The reference that a PersRM was made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DefaultReference {
-    /// Its own weights before training.
-    Model,
-    /// The base model.
-    Generator,
-    /// None.
-    None,
-}
 
 /// Which of the two models of a PersRM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +27,10 @@ pub enum Side {
     Reference,
 }
 
-/// A decoder with the rows of its output embedding.
+/// A decoder with its input embedding and the rows of its output embedding.
 struct Scorer {
     decoder: Decoder,
+    embedding: Arc<Table>,
     head: Arc<Table>,
 }
 
@@ -85,16 +50,18 @@ pub struct PersRm {
     value_head: Option<Linear>,
     /// From the hidden state at the end of a preference text to `w_p`.
     weight_head: Option<Linear>,
+    weights_form: WeightsForm,
     hardware: Hardware,
 }
 
 impl PersRm {
     /// Loads a checkpoint, a folder or a GGUF file, with what stands beside its weights: `attune.json`,
-    /// `value_head.safetensors`, `weight_head.safetensors`, and the reference's weights.
+    /// `value_head.safetensors`, `weight_head.safetensors`, and the reference's weights. The reference of an
+    /// adapter is the model that it is worn on, unless `attune.json` says otherwise.
     ///
     /// # Errors
     /// Names the file and the tensor at fault.
-    pub fn load(path: &Path, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
+    pub fn load(path: impl Into<ModelPath>, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
         Self::load_on(path, id, options, None)
     }
 
@@ -103,7 +70,7 @@ impl PersRm {
     /// # Errors
     /// As `load`; the card's memory is too small, or it takes no such model.
     pub fn load_on(
-        path: &Path,
+        path: impl Into<ModelPath>,
         id: &str,
         options: &LoadOptions,
         gpu: Option<&Gpu>,
@@ -111,9 +78,12 @@ impl PersRm {
         let (assets, checkpoint) = Assets::open(path, id, options)?;
         let hardware = Hardware::new(gpu, &assets, options)?;
         let folder = checkpoint.folder();
-        let settings = settings(folder)?;
-        let (policy, reference) = match &settings.reference_model {
-            None => (Scorer::load(&assets.config, &checkpoint, options, &hardware)?, None),
+        let settings = PersRmSettings::load(folder)?;
+        let load = |config: &DecoderConfig, weights: &Checkpoint, embedding| {
+            Scorer::load(config, weights, options, &hardware, embedding)
+        };
+        let policy = load(&assets.config, &checkpoint, None)?;
+        let reference = match &settings.reference_model {
             Some(name) => {
                 let path = within(folder, name)?;
                 let weights = Checkpoint::open(&path)?;
@@ -123,9 +93,16 @@ impl PersRm {
                 if same(&config) != same(&assets.config) {
                     return Err(LoadError::file(&path, "the reference's shape differs from the model's"));
                 }
-                let reference = Scorer::load(&config, &weights, options, &hardware)?;
-                (Scorer::load(&assets.config, &checkpoint, options, &hardware)?, Some(reference))
+                Some(load(&config, &weights, None)?)
             }
+            None => match checkpoint.without_adapter() {
+                Some(base) if settings.reference.is_none_or(|named| named == DefaultReference::Model) => {
+                    // An adapter leaves the embedding as it is.
+                    let embedding = Arc::clone(&policy.embedding);
+                    Some(load(&assets.config, &base, Some(embedding))?)
+                }
+                _ => None,
+            },
         };
         let d = assets.config.hidden;
         let format = assets.format;
@@ -139,7 +116,7 @@ impl PersRm {
             .exists()
             .then(|| head("value_head.safetensors", "v_head.summary.weight", "v_head.summary.bias"))
             .transpose()?;
-        let weight_head = (settings.weights == WeightsForm::Head)
+        let weight_head = (settings.weights != WeightsForm::Ones)
             .then(|| head("weight_head.safetensors", "weight", "bias"))
             .transpose()?;
         let fallback =
@@ -158,6 +135,7 @@ impl PersRm {
             reference,
             value_head,
             weight_head,
+            weights_form: settings.weights,
             hardware,
             assets,
         })
@@ -173,9 +151,9 @@ impl PersRm {
         self.value_head.is_some()
     }
 
-    /// Whether `w_p` is read off a preference text.
-    pub fn has_weight_head(&self) -> bool {
-        self.weight_head.is_some()
+    /// Whether `w_p` is read off a preference text, and when.
+    pub fn weights_form(&self) -> WeightsForm {
+        self.weights_form
     }
 
     /// Where it computes: "cpu" or "cuda:N".
@@ -292,30 +270,23 @@ impl PersRm {
 }
 
 impl Scorer {
+    /// `embedding`: the input embedding, where another model has the same one already.
     fn load(
         config: &DecoderConfig,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
         hardware: &Hardware,
+        embedding: Option<Arc<Table>>,
     ) -> Result<Self, LoadError> {
         let shape = [config.vocab, config.hidden];
         let table = |name: &str| {
             Ok::<_, LoadError>(Arc::new(hardware.table(checkpoint, name, shape, options.format)?))
         };
-        let embedding = table("model.embed_tokens.weight")?;
+        let embedding = embedding.map_or_else(|| table("model.embed_tokens.weight"), Ok)?;
         let head = if config.tied { Arc::clone(&embedding) } else { table(config.head_tensor())? };
-        let decoder = Decoder::load(config, checkpoint, embedding, options, hardware)?;
-        Ok(Self { decoder, head })
+        let decoder = Decoder::load(config, checkpoint, Arc::clone(&embedding), options, hardware)?;
+        Ok(Self { decoder, embedding, head })
     }
-}
-
-fn settings(folder: &Path) -> Result<Settings, LoadError> {
-    let path = folder.join("attune.json");
-    if !path.exists() {
-        return Ok(Settings::default());
-    }
-    let text = crate::files::read_text(&path).map_err(|e| LoadError::file(&path, e))?;
-    serde_json::from_str(&text).map_err(|e| LoadError::file(&path, e))
 }
 
 /// A folder or GGUF file beside the model.

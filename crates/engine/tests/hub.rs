@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use attune_engine::hub::{resolve, resolve_into};
+use attune_engine::hub::{resolve, resolve_config, resolve_into};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -152,6 +152,19 @@ fn a_checkpoint_is_fetched_once_and_only_what_is_needed() {
     hub.requests();
     assert_eq!(hub.resolve(&cache).unwrap(), folder);
     assert_eq!(hub.requests(), ["/api/models/org/tiny/revision/main"]);
+}
+
+#[test]
+fn a_configuration_is_fetched_without_its_weights() {
+    let (hub, cache) = (Hub::start(&SHARDED), TempDir::new().unwrap());
+    let resolve = || resolve_config("org/tiny", None, Some(&hub.endpoint), Some(cache.path())).unwrap();
+    let folder = resolve();
+    assert_eq!(fs::read_to_string(folder.join("config.json")).unwrap(), "{\"a\": 1}");
+    let asked = hub.requests();
+    assert!(!asked.iter().any(|path| path.contains("model-") || path.contains("tokenizer")), "{asked:?}");
+    // What is missing is fetched when the checkpoint is wanted.
+    assert_eq!(hub.resolve(&cache).unwrap(), folder);
+    assert!(folder.join("tokenizer.json").exists());
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub enum Method {
     Soups,
     /// The PersRM decodes alone, the preference in its prompt.
     PersrmAlone,
-    /// The expert of the one trait decodes alone: training for each preference.
+    /// The expert of just what is asked for decodes alone: training for each preference.
     Dpo,
 }
 
@@ -44,8 +44,10 @@ pub enum Decodes {
     Base,
     /// The PersRM.
     Persrm,
-    /// The average of these traits' experts; of one: the expert.
-    Experts(Vec<Trait>),
+    /// The average of these traits' experts.
+    Soup(Vec<Trait>),
+    /// The expert that was trained for these traits together.
+    Expert(Vec<Trait>),
 }
 
 /// A worker that a method needs.
@@ -111,13 +113,13 @@ impl Method {
     pub fn strengths(self) -> &'static [f32] {
         match self {
             Self::Unguided | Self::Prompted | Self::Soups | Self::PersrmAlone | Self::Dpo => &[0.0],
-            Self::PadModel | Self::PadGenerator => &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
-            Self::PadWeights => &[0.5, 1.0, 2.0, 4.0],
+            Self::PadModel | Self::PadGenerator => &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0],
+            Self::PadWeights => &[0.5, 1.0, 1.5, 2.0, 3.0, 4.0],
             Self::Genarm => &[0.25, 0.5, 1.0, 2.0, 4.0],
             // One more than the official code's ratio: at 1 it is the preference in the prompt.
             Self::LinearAlignment => &[1.0, 1.5, 2.0, 3.0, 4.0],
             // At 1 the weights sum to 1, as the paper merges; beyond, the experts are amplified.
-            Self::Experts => &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0],
+            Self::Experts => &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0],
         }
     }
 
@@ -125,14 +127,10 @@ impl Method {
     pub fn decodes(self, ask: &Ask) -> Decodes {
         match self {
             Self::PersrmAlone => Decodes::Persrm,
-            Self::Soups | Self::Dpo => Decodes::Experts(ask.traits.clone()),
+            Self::Soups => Decodes::Soup(ask.traits.clone()),
+            Self::Dpo => Decodes::Expert(ask.traits.clone()),
             _ => Decodes::Base,
         }
-    }
-
-    /// Whether the method can be asked so: there is one expert for each trait, not for combinations.
-    pub fn serves(self, ask: &Ask) -> bool {
-        self != Self::Dpo || ask.traits.len() == 1
     }
 
     /// Whether the preference stands in the prompt of what decodes.
@@ -169,7 +167,7 @@ impl Method {
         match self {
             Self::PadModel => one(pad(Reference::Model, Context::Unspecified)),
             Self::PadGenerator => one(pad(Reference::Generator, Context::Unspecified)),
-            Self::PadWeights => one(pad(Reference::Model, Context::AsIs)),
+            Self::PadWeights => one(pad(Reference::Generator, Context::AsIs)),
             Self::Genarm => one(of(Worker::Genarm, "genarm", text.clone())),
             Self::LinearAlignment => one(of(Worker::Base, LINEAR_ALIGNMENT, text.clone())),
             Self::Experts => {

@@ -6,10 +6,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use attune_engine::ModelPath;
 use attune_train::{
     export,
     lora::{self, Adapter},
     model::Llama,
+    rivals,
     tokenizer::PREFERENCE_TEMPLATE,
     world::Trait,
 };
@@ -18,7 +20,10 @@ use serde::Deserialize;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::method::{Decodes, Method, Worker};
+use crate::{
+    asks::Ask,
+    method::{Decodes, Method, Worker},
+};
 
 /// Seconds of training, as `train.json` beside the adapters tells them.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -90,29 +95,17 @@ impl Models {
             Worker::Persrm => self.pair.join("persrm"),
             Worker::Base => self.taught_base(),
             Worker::Genarm => self.adapters.join("genarm"),
-            Worker::Expert(one) => self.expert(*one),
+            Worker::Expert(one) => self.expert(&[*one]),
         }
     }
 
-    /// A worker's model with its adapter, where it is one, merged into the base.
-    ///
-    /// # Errors
-    /// A checkpoint cannot be read, or the merged one not be written.
-    pub fn ready(&self, worker: &Worker) -> Result<PathBuf> {
-        let given = self.worker(worker);
-        if !given.join("adapter_config.json").exists() {
-            return Ok(given);
+    /// The flags by which a service serves a folder; an adapter is worn on the pair's base.
+    pub fn serve(&self, folder: &Path) -> Vec<String> {
+        let mut flags = vec!["--model".to_owned(), folder.to_string_lossy().into_owned()];
+        if ModelPath::is_adapter(folder) {
+            flags.extend(["--base-model".to_owned(), self.base().to_string_lossy().into_owned()]);
         }
-        let folder = self.made.path().join(worker.id());
-        if !folder.is_dir() {
-            let (_, tokenizer) = export::read_checkpoint(&self.base())?;
-            export::write_checkpoint(&folder, &self.read(&given)?, &tokenizer)?;
-            let settings = given.join("attune.json");
-            if settings.exists() {
-                std::fs::copy(&settings, folder.join("attune.json"))?;
-            }
-        }
-        Ok(folder)
+        flags
     }
 
     /// Other base models, by name.
@@ -127,9 +120,10 @@ impl Models {
 
     /// What a method lacks here, in words. `None`: nothing.
     pub fn lacks(&self, method: Method) -> Option<String> {
-        let experts = || Trait::ALL.into_iter().map(|one| self.expert(one));
         let missing = match method {
-            Method::Soups | Method::Dpo => experts().find(|folder| !folder.is_dir()),
+            Method::Soups | Method::Dpo => {
+                Trait::ALL.into_iter().map(|one| self.expert(&[one])).find(|folder| !folder.is_dir())
+            }
             Method::PadWeights => {
                 let head = self.pair.join("persrm/weight_head.safetensors");
                 (!head.exists()).then_some(head)
@@ -137,6 +131,11 @@ impl Models {
             _ => method.workers().iter().map(|w| self.worker(w)).find(|folder| !folder.is_dir()),
         };
         missing.map(|path| format!("{} is not there", path.display()))
+    }
+
+    /// Whether a method can be asked so here: an expert decodes just what it was trained for.
+    pub fn serves(&self, method: Method, ask: &Ask) -> bool {
+        method != Method::Dpo || self.expert(&ask.traits).is_dir()
     }
 
     /// Seconds of training that a new preference takes. `None`: not told.
@@ -159,12 +158,12 @@ impl Models {
         match decodes {
             Decodes::Base => Ok(self.base()),
             Decodes::Persrm => Ok(self.pair.join("persrm")),
-            Decodes::Experts(traits) => {
-                let names: Vec<&str> = traits.iter().map(|one| one.name()).collect();
-                let folder = self.made.path().join(names.join("-"));
+            Decodes::Expert(traits) => Ok(self.expert(traits)),
+            Decodes::Soup(traits) => {
+                let folder = self.made.path().join(rivals::expert(traits));
                 if !folder.is_dir() {
                     let experts: Vec<Llama> =
-                        traits.iter().map(|&one| self.read(&self.expert(one))).collect::<Result<_>>()?;
+                        traits.iter().map(|&one| self.read(&self.expert(&[one]))).collect::<Result<_>>()?;
                     let (base, tokenizer) = export::read_checkpoint(&self.base())?;
                     let tensors = averaged(&experts)?;
                     let soup = Llama::from_tensors(base.config().clone(), &tensors)?;
@@ -175,13 +174,13 @@ impl Models {
         }
     }
 
-    fn expert(&self, one: Trait) -> PathBuf {
-        self.adapters.join("experts").join(one.name())
+    fn expert(&self, traits: &[Trait]) -> PathBuf {
+        self.adapters.join("experts").join(rivals::expert(traits))
     }
 
     /// The weights of a folder, an adapter's with the base's.
     fn read(&self, folder: &Path) -> Result<Llama> {
-        if folder.join("adapter_config.json").exists() {
+        if ModelPath::is_adapter(folder) {
             let (base, _) = export::read_checkpoint(&self.base())?;
             return Ok(lora::merged(&base, &Adapter::read(folder)?)?);
         }

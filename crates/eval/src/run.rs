@@ -74,7 +74,7 @@ impl Settings {
 
     /// Answers in all.
     pub fn answers(&self) -> usize {
-        let asked = |method: Method| self.asks.iter().filter(|ask| method.serves(ask)).count();
+        let asked = |method: Method| self.asks.iter().filter(|ask| self.models.serves(method, ask)).count();
         self.cells().into_iter().map(|(method, _)| asked(method)).sum()
     }
 }
@@ -119,21 +119,23 @@ impl Running {
     ) -> Result<Self> {
         let mut started = Vec::new();
         for worker in workers {
-            let mut args = args(&models.ready(&worker)?);
+            let mut args = models.serve(&models.worker(&worker));
             args.extend(["--model-id".to_owned(), worker.id()]);
+            args.extend(threads());
             started.push(Service::start(binaries, "attune-reward", &args).await?);
         }
-        let mut args = args(base);
+        let mut args = models.serve(base);
+        args.extend(threads());
         args.extend(started.iter().flat_map(|worker| ["--reward".to_owned(), worker.endpoint.clone()]));
         let generator = Service::start(binaries, "attune-generator", &args).await?;
         Ok(Self { client: generator.client().await?, _generator: generator, _workers: started })
     }
 }
 
-fn args(model: &Path) -> Vec<String> {
+/// Half of the cores for each service.
+fn threads() -> [String; 2] {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = (cores / 2).max(1).to_string();
-    ["--model", &model.to_string_lossy(), "--threads", &threads].map(str::to_owned).to_vec()
+    ["--threads".to_owned(), (cores / 2).max(1).to_string()]
 }
 
 /// The base model, to say how likely it finds an answer that others decoded.
@@ -173,7 +175,8 @@ async fn cell(
 ) -> Result<Row> {
     let Settings { sampling, streams, seed, .. } = settings;
     let mut groups: BTreeMap<Decodes, Vec<(usize, &Ask)>> = BTreeMap::new();
-    for (i, ask) in settings.asks.iter().enumerate().filter(|(_, ask)| method.serves(ask)) {
+    let served = |ask: &Ask| settings.models.serves(method, ask);
+    for (i, ask) in settings.asks.iter().enumerate().filter(|(_, ask)| served(ask)) {
         groups.entry(method.decodes(ask)).or_default().push((i, ask));
     }
     let mut asks: Vec<&Ask> = Vec::new();

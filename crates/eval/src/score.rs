@@ -107,6 +107,8 @@ pub struct Scores {
     pub single: Figure,
     /// Where two were.
     pub pairs: Figure,
+    /// Whether two were asked for at all.
+    pub pairs_asked: bool,
     /// Of each trait: answers that have it, where it was asked for, alone or with another.
     pub dimensions: Vec<(Trait, Figure)>,
     /// Answers that are well formed.
@@ -137,6 +139,7 @@ impl Scores {
             unseen: share(&|ask| ask.unseen, &has_all),
             single: share(&|ask| ask.traits.len() == 1, &has_all),
             pairs: share(&|ask| ask.traits.len() == 2, &has_all),
+            pairs_asked: asks.iter().any(|ask| ask.traits.len() == 2),
             dimensions: Trait::ALL
                 .into_iter()
                 .map(|one| (one, share(&|ask| ask.traits.contains(&one), &|_, j| j.traits.has(one))))

@@ -24,7 +24,7 @@ pub struct Row {
     pub unseen: f64,
     /// Where one trait was asked for.
     pub single: f64,
-    /// Where two were; absent for a method that has no form for two.
+    /// Where two were; absent where no expert for pairs of traits is there to be asked.
     pub pairs: Option<f64>,
     /// Of each trait: answers that have it, where it was asked for, alone or with another.
     pub dimensions: BTreeMap<String, f64>,
@@ -71,7 +71,7 @@ impl Row {
             seen: scores.seen.value,
             unseen: scores.unseen.value,
             single: scores.single.value,
-            pairs: (method != Method::Dpo.name()).then_some(scores.pairs.value),
+            pairs: scores.pairs_asked.then_some(scores.pairs.value),
             dimensions: dimensions.clone().map(|(name, figure)| (name.to_owned(), figure.value)).collect(),
             well_formed: scores.well_formed.value,
             perplexity: scores.perplexity.value,

@@ -3,7 +3,7 @@
 
 use std::{fmt, path::Path, str::FromStr, thread};
 
-use attune_engine::SharedPrefix;
+use attune_engine::{LoadError, ModelPath, SharedPrefix, hub};
 use attune_kernels::{
     Format, KernelError, Threads,
     cuda::{Cache, CudaError, Gpu},
@@ -107,8 +107,12 @@ impl TryFrom<String> for Device {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EngineConfig {
-    /// The model: a checkpoint folder, a GGUF file, or an id of the Hugging Face hub. Required.
+    /// The model: a checkpoint folder, a GGUF file, the folder of a LoRA adapter, or an id of the Hugging Face
+    /// hub. Required.
     pub model: String,
+    /// The model that a LoRA adapter is worn on, where `model` is the folder of one. Absent: the hub id that
+    /// the adapter names.
+    pub base_model: Option<String>,
     /// The name that others know the model by. Absent: the folder's or file's name, or the hub
     /// id.
     pub model_id: Option<String>,
@@ -144,6 +148,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             model: String::new(),
+            base_model: None,
             model_id: None,
             model_revision: None,
             device: Device::Cpu,
@@ -201,6 +206,14 @@ impl EngineConfig {
             };
             name.map_or_else(|| self.model.clone(), |n| n.to_string_lossy().into_owned())
         })
+    }
+
+    /// Where the model lies, fetched where it is a hub id.
+    ///
+    /// # Errors
+    /// As [`hub::locate`].
+    pub fn locate(&self) -> Result<ModelPath, LoadError> {
+        hub::locate(&self.model, self.model_revision.as_deref(), self.base_model.as_deref())
     }
 
     /// The packed form of matrices. `None`: as the checkpoint has them.
@@ -267,9 +280,13 @@ impl EngineConfig {
 /// The flags of an engine; flatten it into the service's own with `#[command(flatten)]`.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct EngineArgs {
-    /// The model: a checkpoint folder, a .gguf file, or a hub id such as "organisation/name".
+    /// The model: a checkpoint folder, a .gguf file, an adapter's folder, or a hub id such as
+    /// "organisation/name".
     #[arg(long, value_name = "FOLDER|FILE|ID")]
     pub model: Option<String>,
+    /// The model that an adapter is worn on [default: the hub id that the adapter names]
+    #[arg(long, value_name = "FOLDER|FILE|ID")]
+    pub base_model: Option<String>,
     /// The name that others know the model by [default: the folder's or file's name, or the hub id]
     #[arg(long, value_name = "NAME")]
     pub model_id: Option<String>,
@@ -306,6 +323,7 @@ impl EngineArgs {
         let number = |n: Option<usize>| n.map(|n| n.to_string());
         [
             ("model", self.model.clone()),
+            ("base_model", self.base_model.clone()),
             ("model_id", self.model_id.clone()),
             ("device", self.device.map(|device| device.to_string())),
             ("threads", number(self.threads)),

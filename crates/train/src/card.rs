@@ -34,7 +34,12 @@ pub fn render(report: &DemoReport) -> String {
         - **PersRM**: stage one of PAD: starts from the base's weights, `w_p` is ones, the preference stands in the prompt \
         (template in `attune.json`), DPO-form loss with beta {beta} against the frozen base, log-softmax over the whole \
         vocabulary, plus {anchor} times the chosen answer's own loss; {pairs} pairs, a tenth of them without a preference. \
-        Final loss {dpo_loss:.3}, pairs ordered rightly {accuracy:.1} %.\n\n",
+        Final loss {dpo_loss:.3}, pairs ordered rightly {accuracy:.1} %.\n\
+        - **Weight head** (`weight_head.safetensors`): stage two of PAD: the PersRM frozen, a linear layer from the hidden \
+        state at the end of the preference's text to `w_p`; the preference does not stand in the prompt, DPO-form loss with \
+        beta {head_beta} against the base as it is (reference GENERATOR); {head_pairs} other pairs. Final loss {head_loss:.3}, \
+        pairs ordered rightly {head_accuracy:.1} %. It acts where a guidance gives a text with context AS_IS, and nowhere else \
+        (`head-as-is` in `attune.json`).\n\n",
         seed = options.seed,
         topics = crate::world::Topic::all().count(),
         vocabulary = report.vocabulary,
@@ -51,6 +56,10 @@ pub fn render(report: &DemoReport) -> String {
         pairs = options.dpo.pairs,
         dpo_loss = report.dpo.loss,
         accuracy = report.dpo.accuracy * 100.0,
+        head_beta = options.head.beta,
+        head_pairs = options.head.pairs,
+        head_loss = report.head.loss,
+        head_accuracy = report.head.accuracy * 100.0,
     );
     let measured = &report.measurement;
     let _ = write!(

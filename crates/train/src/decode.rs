@@ -1,9 +1,10 @@
-//! Batched decoding for the measurements: plain or guided, with a cache a row. The services do not use it.
+//! Batched decoding for the measurements of the embedded pair: plain or guided, with a cache a row. It knows
+//! the pair's own form alone, a Llama with tied embeddings; the services do not use it.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use crate::model::Llama;
+use crate::model::{Llama, Variant};
 use crate::ops::{dot, exp, rotate};
 use crate::tokenizer::END;
 use crate::world::dice::Dice;
@@ -32,7 +33,7 @@ impl<'a> Decoder<'a> {
     fn feed(&mut self, rows: &[usize], tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
         let config = self.model.config().clone();
         let (n, d, head) = (rows.len(), config.hidden_size, config.head());
-        let kv = config.num_key_value_heads * head;
+        let (kv, frequencies) = (config.num_key_value_heads * head, config.frequencies());
         let norm = |x: &Tensor, weight: &Tensor| crate::ops::rms_norm(x, weight, config.rms_norm_eps);
         let embedding = self.weight("model.embed_tokens")?;
         let ids = Tensor::new(tokens, embedding.device())?;
@@ -49,12 +50,11 @@ impl<'a> Decoder<'a> {
             let mut taken: Vec<_> =
                 rows.iter().map(|row| std::mem::take(&mut self.cache[layer][*row])).collect();
             let heads = q.par_chunks_mut(d).zip(k.par_chunks_mut(kv)).zip(v.par_chunks(kv));
-            let theta = config.rope_theta as f32;
             heads.zip(mixed.par_chunks_mut(d)).zip(taken.par_iter_mut()).for_each(
                 |((((q, k), v), mixed), (keys, values))| {
                     let position = keys.len() / kv;
-                    rotate(q, head, theta, position, 1.0);
-                    rotate(k, head, theta, position, 1.0);
+                    rotate(q, head, &frequencies, position, 1.0);
+                    rotate(k, head, &frequencies, position, 1.0);
                     keys.extend_from_slice(k);
                     values.extend_from_slice(v);
                     attend(q, keys, values, head, kv, mixed);
@@ -147,6 +147,9 @@ pub fn generate(
     guide: Option<&Guide<'_>>,
     options: DecodeOptions,
 ) -> Result<Vec<Vec<u32>>> {
+    if base.config().variant != Variant::default() {
+        candle_core::bail!("only a Llama with tied embeddings is decoded here");
+    }
     let mut decoder = Decoder::new(base, prompts.len());
     let mut logits = decoder.prefill(prompts)?;
     let mut guides = match guide {
@@ -256,6 +259,7 @@ mod tests {
             max_position_embeddings: 64,
             rms_norm_eps: 1e-5,
             rope_theta: 100.0,
+            variant: Variant::default(),
         };
         Llama::fresh(config, seed).unwrap()
     }

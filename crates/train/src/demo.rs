@@ -6,10 +6,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use tokenizers::Tokenizer;
 
+use crate::batch::Encoded;
 use crate::dpo::{self, DpoOptions, DpoOutcome};
+use crate::head::{self, Against, HeadTask, WeightHead};
 use crate::lm::{self, LmOptions};
-use crate::measure::{HeldOut, Measurement, Models, Shown, measure, show};
-use crate::model::{Llama, ModelConfig};
+use crate::measure::{self, HeldOut, Measurement, Models, measure, show};
+use crate::model::{Llama, ModelConfig, Variant};
+use crate::tokenizer::END;
+use crate::trainer::{self, Recipe, Run, Summary};
 use crate::world::pairs;
 use crate::{card, export, tokenizer};
 
@@ -26,8 +30,10 @@ pub struct DemoOptions {
     pub model: ModelConfig,
     /// The base's training.
     pub lm: LmOptions,
-    /// The PersRM's training.
+    /// The PersRM's first stage.
     pub dpo: DpoOptions,
+    /// Its second stage: the weight head.
+    pub head: HeadOptions,
     /// Questions of the measurement.
     pub prompts: usize,
     /// Strengths of the measurement.
@@ -38,6 +44,21 @@ pub struct DemoOptions {
     pub base: Option<PathBuf>,
     /// Shows no progress.
     pub quiet: bool,
+}
+
+/// How to train the weight head.
+#[derive(Debug, Clone)]
+pub struct HeadOptions {
+    /// Pairs that are drawn; those without a preference teach it nothing.
+    pub pairs: usize,
+    /// Pairs a step.
+    pub batch: usize,
+    /// Highest learning rate.
+    pub rate: f64,
+    /// Share of the steps that warm up.
+    pub warm_up: f64,
+    /// The scale of the log-ratios.
+    pub beta: f64,
 }
 
 impl DemoOptions {
@@ -57,9 +78,11 @@ impl DemoOptions {
                 max_position_embeddings: 512,
                 rms_norm_eps: 1e-5,
                 rope_theta: 10_000.0,
+                variant: Variant::default(),
             },
             lm: LmOptions { texts: 32_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
             dpo: DpoOptions { pairs: 9_600, batch: 16, rate: 7e-4, warm_up: 0.1, beta: 0.3, anchor: 8.0 },
+            head: HeadOptions { pairs: 2_400, batch: 16, rate: 1e-2, warm_up: 0.1, beta: 0.3 },
             prompts: 100,
             strengths: vec![1.0, 2.0, 3.0],
             max_tokens: 160,
@@ -79,6 +102,8 @@ impl DemoOptions {
         options.lm.batch = 16;
         options.dpo.pairs = 16;
         options.dpo.batch = 8;
+        options.head.pairs = 16;
+        options.head.batch = 8;
         options.prompts = 4;
         options.strengths = vec![1.0];
         options.max_tokens = 8;
@@ -98,10 +123,12 @@ pub struct DemoReport {
     pub parameters: usize,
     /// The base's loss over the last tenth of its training, nats a token; absent when it was not trained here.
     pub lm_loss: Option<f64>,
-    /// How the PersRM's training ended.
+    /// How the PersRM's first stage ended.
     pub dpo: DpoOutcome,
+    /// How its second stage ended.
+    pub head: Summary,
     /// One question and its greedy answers: unguided, then guided by one preference after another.
-    pub shown: Shown,
+    pub shown: measure::Shown,
     /// The figures of the model card.
     pub measurement: Measurement,
 }
@@ -128,7 +155,10 @@ pub fn make(options: &DemoOptions) -> Result<DemoReport> {
     export::write_checkpoint(&options.out.join("base"), &base, &words)?;
     let (persrm, outcome) = dpo::train(&base, &words, &options.dpo, seed, options.quiet)?;
     let persrm = persrm.rounded()?;
-    export::write_persrm(&options.out.join("persrm"), &persrm, &base, &words, options.dpo.beta)?;
+    let (head, head_outcome) = train_head(&persrm, &base, &words, options)?;
+    let folder = options.out.join("persrm");
+    export::write_persrm(&folder, &persrm, &base, &words, options.dpo.beta)?;
+    head.write(&folder)?;
 
     let held_out = HeldOut::draw(options.prompts, WORDINGS, seed);
     export::write_json(&options.out.join("prompts.json"), &serde_json::to_value(&held_out)?)?;
@@ -143,11 +173,39 @@ pub fn make(options: &DemoOptions) -> Result<DemoReport> {
         parameters,
         lm_loss,
         dpo: outcome,
+        head: head_outcome,
         measurement,
     };
     let path = options.out.join("README.md");
     fs::write(&path, card::render(&report)).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(report)
+}
+
+/// Stage two: the head reads `w_p` off preferences that do not stand in the prompt. Its pairs are others than
+/// the first stage's.
+fn train_head(
+    persrm: &Llama,
+    base: &Llama,
+    words: &Tokenizer,
+    options: &DemoOptions,
+) -> Result<(WeightHead, Summary)> {
+    let HeadOptions { pairs, batch, rate, warm_up, beta } = options.head;
+    let mut shown = Vec::new();
+    for pair in pairs::pairs(pairs, options.seed + 1) {
+        let Some(preference) = pair.preference.as_deref() else { continue };
+        let prompt = tokenizer::encode_prompt(words, &pair.prompt, None)?;
+        let text = |answer: &str| {
+            Ok::<_, anyhow::Error>(Encoded::new(&prompt, &tokenizer::encode(words, answer)?, END))
+        };
+        let pair = (text(&pair.chosen)?, text(&pair.rejected)?);
+        shown.push(head::Shown { text: tokenizer::encode(words, preference)?, pair });
+    }
+    let head = WeightHead::fresh(persrm.config().hidden_size)?;
+    let task = HeadTask::new(&head, persrm, Against::Plain(base), shown, beta)?;
+    let recipe = Recipe::once(batch, rate, warm_up, (options.seed, 32));
+    let run = Run { name: "head", quiet: options.quiet, ..Run::default() };
+    let summary = trainer::train(&task, &recipe, &run)?.done()?;
+    Ok((head, summary))
 }
 
 /// Tokenizer and base; the base's weights are what the files will hold, so that reference and base are the

@@ -1,15 +1,15 @@
 //! Stage one of the PersRM: the DPO-form loss against the frozen base (PAD, section 3.2, with `w_p` as ones).
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use tokenizers::Tokenizer;
 
-use crate::batch::{Batch, Encoded, bucketed};
+use crate::batch::{Batch, Encoded};
 use crate::model::Llama;
-use crate::optimizer::{AdamW, Schedule};
-use crate::progress::Progress;
 use crate::tokenizer::{END, encode, encode_prompt};
-use crate::world::dice::Dice;
+use crate::trainer::{self, Loss, Recipe, Run, Summary, Task};
 use crate::world::pairs;
 
 /// How to train the PersRM.
@@ -29,14 +29,8 @@ pub struct DpoOptions {
     pub anchor: f64,
 }
 
-/// What training ended with, over the last tenth of the steps.
-#[derive(Debug, Clone, Copy)]
-pub struct DpoOutcome {
-    /// Mean loss, without the anchor.
-    pub loss: f64,
-    /// Share of pairs whose chosen answer has the higher reward.
-    pub accuracy: f64,
-}
+/// What training ended with, over the last tenth of the steps; the loss is without the anchor.
+pub type DpoOutcome = Summary;
 
 /// A batch of pairs: the chosen answers first, the rejected ones after them, in the same order.
 #[derive(Debug)]
@@ -55,13 +49,23 @@ impl PairBatch {
             pairs.iter().map(|pair| &pair.0).chain(pairs.iter().map(|pair| &pair.1)).collect();
         Ok(Self { batch: Batch::new(&texts)?, pairs: pairs.len() })
     }
+
+    /// Tokens and targets.
+    pub(crate) fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// Sums over each answer's tokens: `[n]` to `[2 * pairs]`.
+    pub(crate) fn by_answer(&self, tokens: &Tensor) -> candle_core::Result<Tensor> {
+        let zeros = Tensor::zeros(2 * self.pairs, tokens.dtype(), &Device::Cpu)?;
+        zeros.index_add(&self.batch.owners, tokens, 0)
+    }
 }
 
 /// Log-probability of each answer under the log-softmax over the vocabulary, `[2 * pairs]`.
 fn sequence_log_probs(model: &Llama, pairs: &PairBatch, frozen: bool) -> candle_core::Result<Tensor> {
     let batch = &pairs.batch;
-    let tokens = model.log_probs(&batch.tokens, &batch.at, &batch.targets, frozen)?;
-    Tensor::zeros(2 * pairs.pairs, tokens.dtype(), &Device::Cpu)?.index_add(&batch.owners, &tokens, 0)
+    pairs.by_answer(&model.log_probs(&batch.tokens, &batch.at, &batch.targets, frozen)?)
 }
 
 /// The loss of a batch, its margins `[pairs]`, and the mean log-probability a token of the chosen answers.
@@ -87,8 +91,19 @@ fn preference_loss(
     beta: f64,
 ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
     let own = sequence_log_probs(model, pairs, false)?;
+    let reference = reference.map(|reference| sequence_log_probs(reference, pairs, true)).transpose()?;
+    margins_loss(&own, reference.as_ref(), pairs, beta)
+}
+
+/// The loss of answers with these log-probabilities, each `[2 * pairs]`.
+pub(crate) fn margins_loss(
+    own: &Tensor,
+    reference: Option<&Tensor>,
+    pairs: &PairBatch,
+    beta: f64,
+) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
     let ratios = match reference {
-        Some(reference) => (&own - sequence_log_probs(reference, pairs, true)?)?,
+        Some(reference) => (own - reference)?,
         None => own.clone(),
     };
     let n = pairs.pairs;
@@ -147,44 +162,62 @@ pub fn fit(
             |answer: &str| Ok::<_, anyhow::Error>(Encoded::new(&prompt, &encode(tokenizer, answer)?, END));
         data.push((join(&pair.chosen)?, join(&pair.rejected)?));
     }
-    let lengths: Vec<usize> =
-        data.iter().map(|(chosen, rejected)| chosen.ids.len().max(rejected.ids.len())).collect();
-    let batches = bucketed(&lengths, options.batch, &mut Dice::new(seed, 31));
-    let steps = batches.len();
-    let schedule =
-        Schedule { peak: options.rate, warm_up: ((steps as f64 * options.warm_up) as usize).max(1), steps };
-    let mut optimizer = AdamW::new(0.0, 1.0);
-    let progress = Progress::new(shown.0, steps, shown.1);
-    let (mut shown_loss, mut shown_accuracy) = (std::f64::consts::LN_2, 0.5);
-    let (mut loss_sum, mut accuracy_sum, mut counted) = (0f64, 0f64, 0usize);
-    for (step, indices) in batches.iter().enumerate() {
-        let chosen: Vec<_> = indices.iter().map(|index| &data[*index]).collect();
-        let (loss, margins, anchor) =
-            preference_loss(model, reference, &PairBatch::new(&chosen)?, options.beta)?;
-        let total = (&loss - (anchor * options.anchor)?)?;
-        optimizer.update(model.trained(), &total.backward()?, schedule.rate(step))?;
-        let loss = f64::from(loss.to_scalar::<f32>()?);
-        let margins = margins.to_vec1::<f32>()?;
-        let accuracy = margins.iter().filter(|margin| **margin > 0.0).count() as f64 / margins.len() as f64;
-        shown_loss = 0.95 * shown_loss + 0.05 * loss;
-        shown_accuracy = 0.95 * shown_accuracy + 0.05 * accuracy;
-        if step * 10 >= steps * 9 {
-            loss_sum += loss;
-            accuracy_sum += accuracy;
-            counted += 1;
-        }
-        progress.step(step, &format!("loss {shown_loss:.3} accuracy {shown_accuracy:.3}"));
+    let task = Pairs { model, reference, data, beta: options.beta, anchor: options.anchor };
+    let recipe = Recipe::once(options.batch, options.rate, options.warm_up, (seed, 31));
+    trainer::train(&task, &recipe, &Run { name: shown.0, quiet: shown.1, ..Run::default() })?.done()
+}
+
+/// Pairs of answers `(chosen, rejected)` that are to be told apart.
+#[derive(Debug)]
+pub struct Pairs<'a> {
+    /// What is trained.
+    pub model: &'a Llama,
+    /// What its log-probabilities are measured against; without one they are the reward themselves.
+    pub reference: Option<&'a Llama>,
+    /// The pairs.
+    pub data: Vec<(Encoded, Encoded)>,
+    /// As [`DpoOptions::beta`].
+    pub beta: f64,
+    /// As [`DpoOptions::anchor`].
+    pub anchor: f64,
+}
+
+impl Task for Pairs<'_> {
+    fn lengths(&self) -> Vec<usize> {
+        self.data.iter().map(|(chosen, rejected)| chosen.ids.len().max(rejected.ids.len())).collect()
     }
-    let counted = counted.max(1) as f64;
-    Ok(DpoOutcome { loss: loss_sum / counted, accuracy: accuracy_sum / counted })
+
+    fn weight(&self, examples: &[usize]) -> usize {
+        examples.len()
+    }
+
+    fn vars(&self) -> &BTreeMap<String, Var> {
+        self.model.trained()
+    }
+
+    fn loss(&self, examples: &[usize]) -> candle_core::Result<Loss> {
+        let pairs = PairBatch::new(&examples.iter().map(|&i| &self.data[i]).collect::<Vec<_>>())?;
+        let (loss, margins, anchor) = preference_loss(self.model, self.reference, &pairs, self.beta)?;
+        let total = (&loss - (anchor * self.anchor)?)?;
+        told(&loss, &margins, total)
+    }
+}
+
+/// A loss over pairs with what is shown of it.
+pub(crate) fn told(loss: &Tensor, margins: &Tensor, total: Tensor) -> candle_core::Result<Loss> {
+    let margins = margins.to_vec1::<f32>()?;
+    let right = margins.iter().filter(|margin| **margin > 0.0).count() as f64;
+    let accuracy = Some(right / margins.len() as f64);
+    Ok(Loss { total, shown: f64::from(loss.to_scalar::<f32>()?), accuracy })
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::model::ModelConfig;
+    use crate::lora::Adapter;
+    use crate::model::{ModelConfig, Variant};
 
-    fn tiny(seed: u64) -> Llama {
+    pub(crate) fn tiny(seed: u64) -> Llama {
         let config = ModelConfig {
             vocab_size: 23,
             hidden_size: 16,
@@ -195,6 +228,7 @@ mod tests {
             max_position_embeddings: 32,
             rms_norm_eps: 1e-5,
             rope_theta: 100.0,
+            variant: Variant::default(),
         };
         let model = Llama::fresh(config, seed).unwrap();
         // Larger weights than a fresh model's, so that every part of the loss has a slope to check.
@@ -213,9 +247,23 @@ mod tests {
             (Encoded::new(&[1, 5, 4], &[13], 2), Encoded::new(&[1, 5, 4], &[14, 15, 16, 17], 2)),
         ];
         let batch = PairBatch::new(&[&pairs[0], &pairs[1]]).unwrap();
-        let loss = || dpo_loss(&model, &reference, &batch, 0.5).unwrap().0;
+        slopes_are_finite_differences(model.vars(), &|| dpo_loss(&model, &reference, &batch, 0.5).unwrap().0);
+        // The same through an adapter: its two thin matrices are what is trained.
+        let adapter = Adapter::fresh(model.config(), 3, 6.0, 5).unwrap();
+        for (i, var) in adapter.vars().values().enumerate() {
+            let values = (0..var.elem_count()).map(|n| ((n * 7 + i) % 9) as f32 / 16.0 - 0.25).collect();
+            var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
+        }
+        let worn = model.with_adapter(adapter);
+        slopes_are_finite_differences(worn.trained(), &|| {
+            dpo_loss(&worn, &reference, &batch, 0.5).unwrap().0
+        });
+    }
+
+    /// Checks every variable's gradient against the difference of two losses.
+    pub(crate) fn slopes_are_finite_differences(vars: &BTreeMap<String, Var>, loss: &dyn Fn() -> Tensor) {
         let grads = loss().backward().unwrap();
-        for (name, var) in model.vars() {
+        for (name, var) in vars {
             // Along the gradient's own direction the slope is its length: one difference checks the whole tensor.
             let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
             let length = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();

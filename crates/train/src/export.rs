@@ -1,10 +1,12 @@
 //! Writes trained models in Hugging Face's layout.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
+use attune_engine::{DefaultReference, PersRmSettings, WeightsForm};
 use candle_core::DType;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -50,32 +52,85 @@ pub fn model_config(config: &ModelConfig) -> Value {
 pub fn write_weights(folder: &Path, model: &Llama) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     write_json(&folder.join("config.json"), &model_config(model.config()))?;
+    write_tensors(&folder.join("model.safetensors"), model, DType::BF16)
+}
+
+/// Writes `config.json`, as another folder has it, and `model.safetensors` in `dtype` into `folder`, which is
+/// made.
+///
+/// # Errors
+/// A file that cannot be read or written, named.
+pub fn write_like(folder: &Path, like: &Path, model: &Llama, dtype: DType) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    copy(like, folder, "config.json".as_ref())?;
+    write_tensors(&folder.join("model.safetensors"), model, dtype)
+}
+
+fn write_tensors(path: &Path, model: &Llama, dtype: DType) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for (name, tensor) in model.tensors() {
-        tensors.insert(name, tensor.to_dtype(DType::BF16)?);
+        tensors.insert(name, tensor.to_dtype(dtype)?);
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let path = folder.join("model.safetensors");
-    fs::write(&path, safetensors::serialize(tensors, Some(metadata))?)
+    fs::write(path, safetensors::serialize(tensors, Some(metadata))?)
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Reads a checkpoint that [`write_checkpoint`] wrote.
+/// What stands beside the weights of a model: tokenizer, templates, settings of generation.
+const TEXT_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+];
+
+/// Copies what stands beside the weights of a model, as far as it is there.
+///
+/// # Errors
+/// A file that cannot be read or written, named.
+pub fn copy_text_files(from: &Path, to: &Path) -> Result<()> {
+    let there = TEXT_FILES.iter().filter(|name| from.join(name).exists());
+    there.into_iter().try_for_each(|name| copy(from, to, name.as_ref()))
+}
+
+/// Copies the files of a folder but those of these names, and none of the folders within it. Nothing is done
+/// where both are one.
+///
+/// # Errors
+/// A file that cannot be read or written, named.
+pub fn copy_files(from: &Path, to: &Path, but: &[&str]) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    if from.canonicalize().ok() == to.canonicalize().ok() {
+        return Ok(());
+    }
+    let unreadable = || format!("cannot read {}", from.display());
+    for entry in fs::read_dir(from).with_context(unreadable)? {
+        let entry = entry.with_context(unreadable)?;
+        let left_out = but.iter().any(|name| entry.file_name() == *name);
+        if entry.path().is_file() && !left_out {
+            copy(from, to, &entry.file_name())?;
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path, name: &OsStr) -> Result<()> {
+    let (from, to) = (from.join(name), to.join(name));
+    let copied = fs::copy(&from, &to);
+    copied.with_context(|| format!("cannot copy {} to {}", from.display(), to.display())).map(drop)
+}
+
+/// Reads a checkpoint with its tokenizer.
 ///
 /// # Errors
 /// A missing file, named; tensors that do not match the configuration.
 pub fn read_checkpoint(folder: &Path) -> Result<(Llama, Tokenizer)> {
-    let path = folder.join("config.json");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let config: ModelConfig =
-        serde_json::from_str(&text).with_context(|| format!("{} is no Llama's", path.display()))?;
-    let path = folder.join("model.safetensors");
-    let tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let model = crate::open::weights(folder)?;
     let path = folder.join("tokenizer.json");
     let tokenizer =
         Tokenizer::from_file(&path).map_err(|error| anyhow!("cannot read {}: {error}", path.display()))?;
-    Ok((Llama::from_tensors(config, &tensors.into_iter().collect())?, tokenizer))
+    Ok((model, tokenizer))
 }
 
 /// Writes a whole checkpoint: weights, tokenizer and generation settings.
@@ -94,7 +149,7 @@ pub fn write_checkpoint(folder: &Path, model: &Llama, tokenizer: &Tokenizer) -> 
     write_json(&folder.join("generation_config.json"), &generation)
 }
 
-/// Writes a PersRM: a checkpoint, `attune.json` and the reference's weights.
+/// Writes a PersRM of both stages but for its head: a checkpoint, `attune.json` and the reference's weights.
 ///
 /// # Errors
 /// A folder that cannot be written, named.
@@ -106,14 +161,14 @@ pub fn write_persrm(
     beta: f64,
 ) -> Result<()> {
     write_checkpoint(folder, model, tokenizer)?;
-    let attune = json!({
-        "template": tokenizer::PREFERENCE_TEMPLATE,
-        "weights": "ones",
-        "reference": "model",
-        "reference_model": "reference",
-        "beta": beta,
-    });
-    write_json(&folder.join("attune.json"), &attune)?;
+    let settings = PersRmSettings {
+        template: Some(tokenizer::PREFERENCE_TEMPLATE.to_owned()),
+        weights: WeightsForm::HeadAsIs,
+        reference: Some(DefaultReference::Model),
+        reference_model: Some("reference".to_owned()),
+        beta: Some(beta),
+    };
+    write_json(&folder.join(PersRmSettings::FILE), &serde_json::to_value(settings)?)?;
     write_weights(&folder.join("reference"), reference)
 }
 

@@ -1,14 +1,15 @@
-//! Training of the base: the next token of answers.
+//! Training of language models: the next token of answers.
+
+use std::collections::BTreeMap;
 
 use anyhow::Result;
+use candle_core::Var;
 use tokenizers::Tokenizer;
 
-use crate::batch::{Batch, Encoded, bucketed};
+use crate::batch::{Batch, Encoded};
 use crate::model::{Llama, ModelConfig};
-use crate::optimizer::{AdamW, Schedule};
-use crate::progress::Progress;
 use crate::tokenizer::{END, encode, encode_prompt};
-use crate::world::dice::Dice;
+use crate::trainer::{self, Loss, Recipe, Run, Task};
 use crate::world::pairs;
 
 /// How to train the base.
@@ -22,6 +23,42 @@ pub struct LmOptions {
     pub rate: f64,
     /// Share of the steps that warm up.
     pub warm_up: f64,
+}
+
+/// Texts whose answers are to be foretold.
+#[derive(Debug)]
+pub struct Texts<'a> {
+    model: &'a Llama,
+    texts: Vec<Encoded>,
+}
+
+impl<'a> Texts<'a> {
+    /// For what `model` trains.
+    pub fn new(model: &'a Llama, texts: Vec<Encoded>) -> Self {
+        Self { model, texts }
+    }
+}
+
+impl Task for Texts<'_> {
+    fn lengths(&self) -> Vec<usize> {
+        self.texts.iter().map(|text| text.ids.len()).collect()
+    }
+
+    fn weight(&self, examples: &[usize]) -> usize {
+        examples.iter().map(|&i| self.texts[i].ids.len() - self.texts[i].answer).sum()
+    }
+
+    fn vars(&self) -> &BTreeMap<String, Var> {
+        self.model.trained()
+    }
+
+    /// The mean negative log-probability of an answer's token.
+    fn loss(&self, examples: &[usize]) -> candle_core::Result<Loss> {
+        let batch = Batch::new(&examples.iter().map(|&i| &self.texts[i]).collect::<Vec<_>>())?;
+        let log_probs = self.model.log_probs(&batch.tokens, &batch.at, &batch.targets, false)?;
+        let total = log_probs.mean_all()?.neg()?;
+        Ok(Loss { shown: f64::from(total.to_scalar::<f32>()?), total, accuracy: None })
+    }
 }
 
 /// Trains a base from fresh weights; returns it with the mean loss (nats a token) of the last tenth of the steps.
@@ -41,27 +78,9 @@ pub fn train(
         let prompt = encode_prompt(tokenizer, &sample.prompt, sample.preference.as_deref())?;
         texts.push(Encoded::new(&prompt, &encode(tokenizer, &sample.answer)?, END));
     }
-    let lengths: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
-    let batches = bucketed(&lengths, options.batch, &mut Dice::new(seed, 30));
-    let steps = batches.len();
-    let schedule =
-        Schedule { peak: options.rate, warm_up: ((steps as f64 * options.warm_up) as usize).max(1), steps };
-    let mut optimizer = AdamW::new(0.05, 1.0);
-    let progress = Progress::new("base", steps, quiet);
-    let (mut shown, mut last, mut counted) = (0f64, 0f64, 0usize);
-    for (step, indices) in batches.iter().enumerate() {
-        let chosen: Vec<&Encoded> = indices.iter().map(|index| &texts[*index]).collect();
-        let batch = Batch::new(&chosen)?;
-        let log_probs = model.log_probs(&batch.tokens, &batch.at, &batch.targets, false)?;
-        let loss = log_probs.mean_all()?.neg()?;
-        optimizer.update(model.vars(), &loss.backward()?, schedule.rate(step))?;
-        let loss = f64::from(loss.to_scalar::<f32>()?);
-        shown = if step == 0 { loss } else { 0.95 * shown + 0.05 * loss };
-        if step * 10 >= steps * 9 {
-            last += loss;
-            counted += 1;
-        }
-        progress.step(step, &format!("loss {shown:.3}"));
-    }
-    Ok((model, last / counted.max(1) as f64))
+    let recipe =
+        Recipe { decay: 0.05, ..Recipe::once(options.batch, options.rate, options.warm_up, (seed, 30)) };
+    let run = Run { name: "base", quiet, ..Run::default() };
+    let summary = trainer::train(&Texts::new(&model, texts), &recipe, &run)?.done()?;
+    Ok((model, summary.loss))
 }

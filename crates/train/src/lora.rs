@@ -141,6 +141,7 @@ pub fn merged(base: &Llama, adapter: &Adapter) -> candle_core::Result<Llama> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Variant;
 
     fn base() -> Llama {
         let config = ModelConfig {
@@ -153,6 +154,7 @@ mod tests {
             max_position_embeddings: 32,
             rms_norm_eps: 1e-5,
             rope_theta: 100.0,
+            variant: Variant::default(),
         };
         Llama::fresh(config, 1).unwrap()
     }

@@ -1,6 +1,10 @@
-//! A small differentiable Llama: the training forward, with Hugging Face's tensor names.
+//! A differentiable decoder: the training forward, with Hugging Face's tensor names.
+//!
+//! It is a second implementation beside the engine's: a Llama with tied embeddings, and by [`Variant`] what
+//! Mistral, Qwen2 and Qwen3 have otherwise. The tests hold it against the engine's logits.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -30,35 +34,85 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// In what it differs from a Llama with tied embeddings.
+    #[serde(skip)]
+    pub variant: Variant,
+}
+
+/// In what a decoder differs from a Llama with tied embeddings; by default in nothing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Variant {
+    /// Width of a head where it is not the hidden width over the heads.
+    pub head: Option<usize>,
+    /// The output embedding is a matrix of its own.
+    pub untied: bool,
+    /// Query, key and value projections have biases.
+    pub qkv_bias: bool,
+    /// The attention's output projection has a bias.
+    pub output_bias: bool,
+    /// The projections of the feed-forward layer have biases.
+    pub mlp_bias: bool,
+    /// Each head's query and key are normalised before the rotation.
+    pub qk_norm: bool,
+    /// Rotary frequencies where they are not those of `rope_theta` alone, `[head / 2]`.
+    pub frequencies: Option<Vec<f32>>,
 }
 
 impl ModelConfig {
     /// Width of one head.
     pub fn head(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
+        self.variant.head.unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
-    /// The shape of every tensor, by its Hugging Face name. The output head is the embedding's (tied).
+    /// By how much each pair of a head turns a position, `[head / 2]`.
+    pub fn frequencies(&self) -> Vec<f32> {
+        let plain = || {
+            let (theta, head) = (self.rope_theta as f32, self.head());
+            (0..head / 2).map(|i| theta.powf(-2.0 * i as f32 / head as f32)).collect()
+        };
+        self.variant.frequencies.clone().unwrap_or_else(plain)
+    }
+
+    /// The name of the output embedding, without its ending.
+    pub(crate) fn output(&self) -> &'static str {
+        if self.variant.untied { "lm_head" } else { "model.embed_tokens" }
+    }
+
+    /// The shape of every tensor, by its Hugging Face name.
     pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        let (d, m, kv) = (self.hidden_size, self.intermediate_size, self.num_key_value_heads * self.head());
+        let (d, m, head) = (self.hidden_size, self.intermediate_size, self.head());
+        let (q, kv) = (self.num_attention_heads * head, self.num_key_value_heads * head);
+        let Variant { untied, qkv_bias, output_bias, mlp_bias, qk_norm, .. } = self.variant;
         let mut shapes = BTreeMap::from([
             ("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d]),
             ("model.norm.weight".to_owned(), vec![d]),
         ]);
+        if untied {
+            shapes.insert("lm_head.weight".to_owned(), vec![self.vocab_size, d]);
+        }
         for layer in 0..self.num_hidden_layers {
-            let parts = [
-                ("input_layernorm", vec![d]),
-                ("post_attention_layernorm", vec![d]),
-                ("self_attn.q_proj", vec![d, d]),
-                ("self_attn.k_proj", vec![kv, d]),
-                ("self_attn.v_proj", vec![kv, d]),
-                ("self_attn.o_proj", vec![d, d]),
-                ("mlp.gate_proj", vec![m, d]),
-                ("mlp.up_proj", vec![m, d]),
-                ("mlp.down_proj", vec![d, m]),
-            ];
-            for (part, shape) in parts {
-                shapes.insert(format!("model.layers.{layer}.{part}.weight"), shape);
+            let mut add = |part: &str, shape: Vec<usize>| {
+                shapes.insert(format!("model.layers.{layer}.{part}"), shape);
+            };
+            add("input_layernorm.weight", vec![d]);
+            add("post_attention_layernorm.weight", vec![d]);
+            for (part, n_out, n_in, bias) in [
+                ("self_attn.q_proj", q, d, qkv_bias),
+                ("self_attn.k_proj", kv, d, qkv_bias),
+                ("self_attn.v_proj", kv, d, qkv_bias),
+                ("self_attn.o_proj", d, q, output_bias),
+                ("mlp.gate_proj", m, d, mlp_bias),
+                ("mlp.up_proj", m, d, mlp_bias),
+                ("mlp.down_proj", d, m, mlp_bias),
+            ] {
+                add(&format!("{part}.weight"), vec![n_out, n_in]);
+                if bias {
+                    add(&format!("{part}.bias"), vec![n_out]);
+                }
+            }
+            if qk_norm {
+                add("self_attn.q_norm.weight", vec![head]);
+                add("self_attn.k_norm.weight", vec![head]);
             }
         }
         shapes
@@ -153,9 +207,17 @@ impl Llama {
     /// # Errors
     /// Only if memory cannot be had.
     pub fn rounded(&self) -> Result<Self> {
+        self.stored_as(DType::BF16)
+    }
+
+    /// A copy whose weights are rounded to what another type holds.
+    ///
+    /// # Errors
+    /// Only if memory cannot be had.
+    pub fn stored_as(&self, dtype: DType) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, var) in &self.vars {
-            tensors.insert(name.clone(), var.as_detached_tensor().to_dtype(DType::BF16)?);
+            tensors.insert(name.clone(), var.as_detached_tensor().to_dtype(dtype)?);
         }
         Self::from_tensors(self.config.clone(), &tensors)
     }
@@ -168,22 +230,46 @@ impl Llama {
     pub fn hidden(&self, tokens: &Tensor, frozen: bool) -> Result<Tensor> {
         let (batch, time) = tokens.dims2()?;
         let config = &self.config;
-        let (d, head, eps) = (config.hidden_size, config.head(), config.rms_norm_eps);
+        let (head, eps) = (config.head(), config.rms_norm_eps);
+        let frequencies: Arc<[f32]> = config.frequencies().into();
         let mut x = self.weight("model.embed_tokens", frozen)?.index_select(&tokens.flatten_all()?, 0)?;
         for layer in 0..config.num_hidden_layers {
-            let weight = |part: &str| self.weight(&format!("model.layers.{layer}.{part}"), frozen);
-            let linear = |x: &Tensor, part: &str| x.matmul(&weight(part)?.t()?);
+            let name = |part: &str| format!("model.layers.{layer}.{part}");
+            let weight = |part: &str| self.weight(&name(part), frozen);
+            let linear = |x: &Tensor, part: &str| {
+                let y = x.matmul(&weight(part)?.t()?)?;
+                match self.bias(&name(part), frozen) {
+                    Some(bias) => y.broadcast_add(&bias),
+                    None => Ok(y),
+                }
+            };
             let normed = ops::rms_norm(&x, &weight("input_layernorm")?, eps)?;
             let rows = |part: &str| linear(&normed, part)?.reshape((batch, time, ()));
-            let q = ops::rope(&rows("self_attn.q_proj")?, head, config.rope_theta)?;
-            let k = ops::rope(&rows("self_attn.k_proj")?, head, config.rope_theta)?;
+            let turned = |part: &str, norm: &str| {
+                let mut x = rows(part)?;
+                if config.variant.qk_norm {
+                    let shape = x.shape().clone();
+                    x = ops::rms_norm(&x.reshape(((), head))?, &weight(norm)?, eps)?.reshape(shape)?;
+                }
+                ops::rope(&x, head, &frequencies)
+            };
+            let q = turned("self_attn.q_proj", "self_attn.q_norm")?;
+            let k = turned("self_attn.k_proj", "self_attn.k_norm")?;
             let mixed = ops::attention(&q, &k, &rows("self_attn.v_proj")?, head)?;
-            x = (x + linear(&mixed.reshape((batch * time, d))?, "self_attn.o_proj")?)?;
+            x = (x + linear(&mixed.reshape((batch * time, ()))?, "self_attn.o_proj")?)?;
             let normed = ops::rms_norm(&x, &weight("post_attention_layernorm")?, eps)?;
             let gated = ops::swiglu(&linear(&normed, "mlp.gate_proj")?, &linear(&normed, "mlp.up_proj")?)?;
             x = (x + linear(&gated, "mlp.down_proj")?)?;
         }
         ops::rms_norm(&x, &self.weight("model.norm", frozen)?, eps)
+    }
+
+    /// The output embedding, `[V, d]`.
+    ///
+    /// # Errors
+    /// The adapter does not fit.
+    pub fn output(&self, frozen: bool) -> Result<Tensor> {
+        self.weight(self.config.output(), frozen)
     }
 
     /// Log-probabilities `[n]` of `targets` `[n]` at the positions `at` `[n]` of the flattened `tokens`
@@ -193,7 +279,7 @@ impl Llama {
     /// Ids or positions out of range.
     pub fn log_probs(&self, tokens: &Tensor, at: &Tensor, targets: &Tensor, frozen: bool) -> Result<Tensor> {
         let hidden = self.hidden(tokens, frozen)?.index_select(at, 0)?;
-        let logits = hidden.matmul(&self.weight("model.embed_tokens", frozen)?.t()?)?;
+        let logits = hidden.matmul(&self.output(frozen)?.t()?)?;
         ops::token_log_probs(&logits, targets)
     }
 
@@ -208,5 +294,12 @@ impl Llama {
             Some(delta) => weight + delta,
             None => Ok(weight),
         }
+    }
+
+    /// A layer's bias, where it has one. Adapters leave it as it is.
+    fn bias(&self, part: &str, frozen: bool) -> Option<Tensor> {
+        let var = self.vars.get(&format!("{part}.bias"))?;
+        let still = frozen || self.adapter.is_some();
+        Some(if still { var.as_detached_tensor() } else { var.as_tensor().clone() })
     }
 }

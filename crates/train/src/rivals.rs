@@ -1,5 +1,5 @@
-//! What the other methods of the bench need, made from the base of the pair: an expert for each trait and
-//! an autoregressive reward model, as adapters; and further base models for the same PersRM.
+//! What the other methods of the bench need, made from the base of the pair: an expert for each trait and pair
+//! of traits and an autoregressive reward model, as adapters; and further base models for the same PersRM.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,9 @@ use serde_json::json;
 use crate::dpo::{self, DpoOptions};
 use crate::lm::{self, LmOptions};
 use crate::lora::Adapter;
+use crate::measure::SEEN_PAIRS;
 use crate::model::ModelConfig;
+use crate::world::preference::UNSEEN_PAIRS;
 use crate::world::{Trait, pairs};
 use crate::{export, tokenizer};
 
@@ -68,6 +70,17 @@ impl RivalOptions {
     }
 }
 
+/// What there is an expert for: every trait, and every pair that the bench asks for.
+pub fn experts() -> impl Iterator<Item = Vec<Trait>> {
+    let pairs = SEEN_PAIRS.into_iter().chain(UNSEEN_PAIRS).map(|pair| pair.to_vec());
+    Trait::ALL.into_iter().map(|one| vec![one]).chain(pairs)
+}
+
+/// The name of an expert's folder.
+pub fn expert(asked: &[Trait]) -> String {
+    asked.iter().map(|one| one.name()).collect::<Vec<_>>().join("-")
+}
+
 /// Makes what is not there yet, so that an interrupted run goes on where it was.
 ///
 /// # Errors
@@ -79,19 +92,27 @@ pub fn make(options: &RivalOptions) -> Result<()> {
     let path = options.out.join("train.json");
     let mut seconds: BTreeMap<String, serde_json::Value> =
         fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-    for (i, one) in (0u64..).zip(Trait::ALL) {
-        let folder = options.out.join("experts").join(one.name());
+    for (i, asked) in (0u64..).zip(experts()) {
+        let name = expert(&asked);
+        let folder = options.out.join("experts").join(&name);
         if folder.is_dir() {
             continue;
         }
         let begun = Instant::now();
         let model = base.with_adapter(fresh(options.seed + i)?);
-        let pairs = pairs::pairs_for(one, options.expert.pairs, options.seed + i);
-        let shown = (one.name(), options.quiet);
-        dpo::fit(&model, Some(&base), &words, pairs, &options.expert, options.seed, shown)?;
+        let pairs = pairs::pairs_for(asked.iter().copied().collect(), options.expert.pairs, options.seed + i);
+        dpo::fit(
+            &model,
+            Some(&base),
+            &words,
+            pairs,
+            &options.expert,
+            options.seed,
+            ("expert", options.quiet),
+        )?;
         write(&model, &folder)?;
         let experts = seconds.entry("experts".to_owned()).or_insert_with(|| json!({}));
-        experts[one.name()] = json!(begun.elapsed().as_secs_f64());
+        experts[name] = json!(begun.elapsed().as_secs_f64());
         export::write_json(&path, &json!(seconds))?;
     }
     let folder = options.out.join("genarm");
@@ -138,8 +159,8 @@ mod tests {
         let options = RivalOptions::tiny(&base, folder.path(), 1);
         make(&options).unwrap();
         let (model, _) = export::read_checkpoint(&base).unwrap();
-        for one in Trait::ALL {
-            let adapter = Adapter::read(&folder.path().join("experts").join(one.name())).unwrap();
+        for asked in experts() {
+            let adapter = Adapter::read(&folder.path().join("experts").join(expert(&asked))).unwrap();
             assert!(lora::merged(&model, &adapter).is_ok());
         }
         assert!(folder.path().join("bases/small/config.json").exists());

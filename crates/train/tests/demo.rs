@@ -54,6 +54,7 @@ fn one_seed_gives_the_same_files() {
         "persrm/reference/model.safetensors",
         "persrm/tokenizer.json",
         "persrm/tokenizer_config.json",
+        "persrm/weight_head.safetensors",
         "prompts.json",
     ];
     assert_eq!(names, wanted);

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use attune_engine::{
-    BaseModel, LoadOptions, PreferenceTemplate, SharedPrefix, hub,
+    BaseModel, LoadOptions, PreferenceTemplate, SharedPrefix,
     kv::{BLOCK_SIZE, Sharing, blocks_for},
 };
 use attune_proto::{
@@ -211,9 +211,9 @@ fn load(config: &GeneratorConfig) -> anyhow::Result<Device> {
     let engine = &config.engine;
     let threads = engine.threads()?;
     let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
-    let folder = hub::resolve(&engine.model, engine.model_revision.as_deref(), None)?;
     let gpu = engine.gpu()?;
-    let model = BaseModel::load_on(&folder, &engine.id(), &options, gpu.as_ref())?;
+    let path = engine.locate()?;
+    let model = BaseModel::load_on(path, &engine.id(), &options, gpu.as_ref())?;
     let blocks = blocks(config, &model)?;
     let cache = model.decoder.cache(blocks)?;
     let assets = &model.assets;

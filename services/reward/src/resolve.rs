@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use attune_engine::{DefaultReference, Message, PersRm};
+use attune_engine::{DefaultReference, Message, PersRm, WeightsForm};
 use attune_proto::reward::v1::{
     Context, FailureReason, Guidance, Normalization, Prompt, Reference, ResolvedGuidance, Weights, open::By,
     prompt::Kind,
@@ -92,15 +92,20 @@ impl Resolver {
         };
         // A blank preference is none.
         let text = guidance.text.filter(|t| !t.trim().is_empty());
-        let reads_weights = method.is_weighted()
-            && text.is_some()
-            && guidance.weights.is_none()
-            && self.persrm.has_weight_head();
+        let form = match (&text, &guidance.weights) {
+            (Some(_), None) if method.is_weighted() => self.persrm.weights_form(),
+            _ => WeightsForm::Ones,
+        };
         let asked = self.known::<Context>(guidance.context, "context")?;
         let kind = prompt.and_then(|p| p.kind).ok_or_else(|| {
             Failure::invalid("prompt", "the prompt is absent; send messages, text or token ids")
         })?;
-        let context = context(asked, &kind, text.is_some(), reads_weights)?;
+        let context = context(asked, &kind, text.is_some(), form != WeightsForm::Ones)?;
+        let reads_weights = match form {
+            WeightsForm::Ones => false,
+            WeightsForm::Head => true,
+            WeightsForm::HeadAsIs => context == Context::AsIs,
+        };
         let preference = text.as_deref().filter(|_| context == Context::Template);
         let prompt_token_ids = self.encode(kind, preference)?;
         let head_text = match text.as_deref().filter(|_| reads_weights) {
@@ -270,7 +275,7 @@ impl Resolver {
 }
 
 /// The context to read, TEMPLATE or AS_IS.
-fn context(asked: Context, kind: &Kind, text: bool, reads_weights: bool) -> Result<Context, Failure> {
+fn context(asked: Context, kind: &Kind, text: bool, has_head: bool) -> Result<Context, Failure> {
     match (asked, kind) {
         (Context::AsIs, _) => Ok(Context::AsIs),
         (Context::Unspecified | Context::Template, Kind::Messages(_) | Kind::Text(_)) => {
@@ -282,7 +287,7 @@ fn context(asked: Context, kind: &Kind, text: bool, reads_weights: bool) -> Resu
             "context",
             "a preference cannot be put into token ids; send messages or text, or ask for context AS_IS",
         )),
-        (Context::Unspecified, Kind::TokenIds(_)) if reads_weights => Ok(Context::AsIs),
+        (Context::Unspecified, Kind::TokenIds(_)) if has_head => Ok(Context::AsIs),
         // It would have no effect, and a guidance is never dropped silently.
         (Context::Unspecified, Kind::TokenIds(_)) => Err(Failure::invalid(
             "context",

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use attune_engine::{
-    LoadOptions, PersRm, SharedPrefix, hub,
+    LoadOptions, PersRm, SharedPrefix,
     kv::{Sharing, blocks_for},
 };
 use attune_proto::{
@@ -116,9 +116,9 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
     let engine = &config.engine;
     let threads = engine.threads()?;
     let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
-    let folder = hub::resolve(&engine.model, engine.model_revision.as_deref(), None)?;
     let gpu = engine.gpu()?;
-    let persrm = Arc::new(PersRm::load_on(&folder, &engine.id(), &options, gpu.as_ref())?);
+    let path = engine.locate()?;
+    let persrm = Arc::new(PersRm::load_on(path, &engine.id(), &options, gpu.as_ref())?);
     let assets = &persrm.assets;
     let (scheduler, blocks) = scheduler(config, &persrm)?;
     if scheduler.limits().context < assets.config.context {

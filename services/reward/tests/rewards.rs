@@ -6,7 +6,7 @@ mod common;
 use attune_engine::{LoadOptions, Message, Output, PersRm, SequenceRows, Side, kv::blocks_for};
 use attune_kernels::Threads;
 use attune_proto::reward::v1::{
-    ChatMessage, ChatMessages, Context, Guidance, Normalization, Prompt, Reference, prompt,
+    ChatMessage, ChatMessages, Context, Guidance, Normalization, Prompt, Reference, ResolvedGuidance, prompt,
     response_frame::Frame,
 };
 use common::*;
@@ -213,6 +213,33 @@ async fn the_weight_head_reads_the_weights_off_the_preference() {
     assert_eq!(call.open(2, text("Hello"), given).await.weights.unwrap().values, vec![2.0; D]);
     let blank = call.open(3, text("Hello"), prefer(" ")).await;
     assert_eq!((blank.weights, blank.text), (None, None));
+}
+
+#[tokio::test]
+async fn a_head_for_bare_prompts_reads_only_what_does_not_stand_in_them() {
+    let folder = write(Checkpoint { weight_head: true, ..Default::default() });
+    std::fs::write(folder.path().join("attune.json"), r#"{"weights": "head-as-is"}"#).unwrap();
+    let model = model(&folder);
+    let running = start(config(&folder)).await;
+    let mut call = running.call().await;
+    let prefer = |context: Context| Guidance {
+        text: Some("short words".to_owned()),
+        context: context.into(),
+        ..Default::default()
+    };
+    let inside = call.open(1, text("Hello"), prefer(Context::Unspecified)).await;
+    assert_eq!((inside.context(), &inside.weights), (Context::Template, &None));
+    let bare = call.open(2, text("Hello"), prefer(Context::AsIs)).await;
+    let ids_of = |text: &str| model.assets.tokenizer.encode_raw(text).unwrap();
+    assert_eq!(bare.prompt_token_ids, ids_of("Hello"));
+    assert_ne!(bare.prompt_token_ids, inside.prompt_token_ids);
+    let want = model.preference_weights(&ids_of("short words")).unwrap();
+    let values = |resolved: ResolvedGuidance| resolved.weights.map(|weights| weights.values);
+    assert_eq!(values(bare), want);
+    // Nothing can be put into ids, so that the weights are all there is.
+    let ids = call.open(3, ids(&PROMPT), prefer(Context::Unspecified)).await;
+    assert_eq!(ids.context(), Context::AsIs);
+    assert_eq!(values(ids), want);
 }
 
 #[tokio::test]

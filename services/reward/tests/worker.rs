@@ -48,7 +48,7 @@ async fn profiles_are_not_implemented_yet() {
     let folder = write(Checkpoint::default());
     let running = start(config(&folder)).await;
     let mut client = ProfileServiceClient::connect(format!("http://{}", running.address)).await.unwrap();
-    let status = client.get(GetRequest { name: "me".into() }).await.unwrap_err();
+    let status = client.get(GetRequest { name: "me".into(), ..Default::default() }).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
 }
 

@@ -1,11 +1,14 @@
 //! The weights of a checkpoint, from safetensors or GGUF, and their way into packed form.
 
+pub(crate) mod adapter;
+mod path;
 mod safetensors;
 pub(crate) mod stored;
 
 use std::{
     fs::File,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use attune_kernels::{EmbeddingTable, Format, Linear, cuda};
@@ -16,6 +19,8 @@ use crate::{
     DecoderConfig, LoadError,
     gguf::{self, GgufFile},
 };
+use adapter::Adapter;
+pub use path::ModelPath;
 use safetensors::SafetensorsFiles;
 pub(crate) use safetensors::shards;
 use stored::{Element, Stored};
@@ -23,8 +28,11 @@ use stored::{Element, Stored};
 /// The tensors of a checkpoint, by the names that they have in safetensors. Nothing is read before it is
 /// asked for.
 pub struct Checkpoint {
-    folder: PathBuf,
-    files: Files,
+    /// Where the weights lie.
+    base: PathBuf,
+    files: Arc<Files>,
+    /// What is added to them, and where it lies.
+    adapter: Option<(PathBuf, Adapter)>,
 }
 
 enum Files {
@@ -32,23 +40,43 @@ enum Files {
     Gguf(Box<GgufFile>),
 }
 
+impl Files {
+    fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::Safetensors(files) => files.contains(name),
+            Self::Gguf(file) => file.contains(name),
+        }
+    }
+}
+
 impl Checkpoint {
     /// Opens a GGUF file (by its ending, or as the only weights of a folder) or the safetensors of a
-    /// folder.
+    /// folder, and the adapter on it.
     ///
     /// # Errors
     /// A missing, truncated or damaged file is named.
-    pub fn open(path: &Path) -> Result<Self, LoadError> {
-        if let Some(file) = gguf::find(path)? {
+    pub fn open(path: impl Into<ModelPath>) -> Result<Self, LoadError> {
+        let ModelPath { base: path, adapter } = path.into();
+        let (base, files) = if let Some(file) = gguf::find(&path)? {
             let folder = file.parent().unwrap_or(Path::new("")).to_path_buf();
-            return Ok(Self { folder, files: Files::Gguf(Box::new(GgufFile::open(&file)?)) });
-        }
-        if !path.is_dir() {
+            (folder, Files::Gguf(Box::new(GgufFile::open(&file)?)))
+        } else if ModelPath::is_adapter(&path) {
+            let problem = "holds an adapter and no model; name the base that it is worn on (base_model)";
+            return Err(LoadError::file(&path, problem));
+        } else if path.is_dir() {
+            let files = SafetensorsFiles::open(&path)?;
+            (path, Files::Safetensors(files))
+        } else {
             let problem =
                 "is neither a folder nor a .gguf file; give a checkpoint folder, such a file or a hub id";
-            return Err(LoadError::file(path, problem));
-        }
-        Ok(Self { folder: path.to_path_buf(), files: Files::Safetensors(SafetensorsFiles::open(path)?) })
+            return Err(LoadError::file(&path, problem));
+        };
+        let worn = |folder: PathBuf| {
+            let adapter = Adapter::open(&folder, |name| files.contains(name))?;
+            Ok::<_, LoadError>((folder, adapter))
+        };
+        let adapter = adapter.map(worn).transpose()?;
+        Ok(Self { base, files: Arc::new(files), adapter })
     }
 
     /// Opens one safetensors file beside the model's own.
@@ -57,17 +85,29 @@ impl Checkpoint {
     /// As `open`.
     pub fn open_file(folder: &Path, name: &str) -> Result<Self, LoadError> {
         let files = SafetensorsFiles::open_files(folder, vec![folder.join(name)])?;
-        Ok(Self { folder: folder.to_path_buf(), files: Files::Safetensors(files) })
+        let files = Arc::new(Files::Safetensors(files));
+        Ok(Self { base: folder.to_path_buf(), files, adapter: None })
+    }
+
+    /// The folder of what makes the model what it is: the adapter's, where there is one, else the weights'.
+    pub fn folder(&self) -> &Path {
+        self.adapter.as_ref().map_or(&self.base, |(folder, _)| folder)
     }
 
     /// The folder that the weights lie in.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    pub fn base_folder(&self) -> &Path {
+        &self.base
+    }
+
+    /// The same weights with the adapter off. `None`: there is none.
+    pub fn without_adapter(&self) -> Option<Self> {
+        self.adapter.as_ref()?;
+        Some(Self { base: self.base.clone(), files: Arc::clone(&self.files), adapter: None })
     }
 
     /// The GGUF file, where the weights are one.
     pub(crate) fn gguf(&self) -> Option<&GgufFile> {
-        match &self.files {
+        match &*self.files {
             Files::Gguf(file) => Some(file),
             Files::Safetensors(_) => None,
         }
@@ -76,27 +116,40 @@ impl Checkpoint {
     /// The shape of the decoder: from `config.json`, or from the GGUF file itself.
     ///
     /// # Errors
-    /// As [`DecoderConfig::load`].
+    /// As [`DecoderConfig::load`]; the adapter is not made for such a shape.
     pub fn config(&self) -> Result<DecoderConfig, LoadError> {
-        match &self.files {
-            Files::Safetensors(_) => DecoderConfig::load(&self.folder),
-            Files::Gguf(file) => Ok(file.config().clone()),
+        let config = match &*self.files {
+            Files::Safetensors(_) => DecoderConfig::load(&self.base)?,
+            Files::Gguf(file) => file.config().clone(),
+        };
+        let head = "lm_head.weight";
+        match &self.adapter {
+            Some((folder, adapter)) if config.tied && adapter.has(head) => {
+                let problem = "is adapted, but the base has no output embedding of its own";
+                Err(LoadError::tensor(folder, head, problem))
+            }
+            _ => Ok(config),
         }
     }
 
     /// Whether a tensor of this name exists.
     pub fn contains(&self, name: &str) -> bool {
-        match &self.files {
-            Files::Safetensors(files) => files.contains(name),
-            Files::Gguf(file) => file.contains(name),
-        }
+        self.files.contains(name)
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Stored<'_>, LoadError> {
-        match &self.files {
+        match &*self.files {
             Files::Safetensors(files) => files.tensor(name, shape),
             Files::Gguf(file) => file.tensor(name, shape),
         }
+    }
+
+    /// Whether the adapter adds to this tensor.
+    fn adapts(&self, name: &str, shape: &[usize]) -> Result<bool, LoadError> {
+        let adapts = self.adapter.as_ref().map(|(folder, adapter)| {
+            adapter.adapts(name, shape).map_err(|e| LoadError::tensor(folder, name, e))
+        });
+        Ok(adapts.transpose()?.unwrap_or(false))
     }
 
     /// The packed format that stores a tensor's numbers as the checkpoint does, or as nearly as any.
@@ -125,7 +178,8 @@ impl Checkpoint {
             own => own.format(),
         };
         let rows = Rows::new(vec![(name, tensor)]);
-        match rows.q8_blocks() {
+        let plain = !self.adapts(name, &shape)?;
+        match rows.q8_blocks().filter(|_| plain) {
             Some(blocks) => Ok(EmbeddingTable::from_q8_blocks(blocks, vocab, d)?),
             None => self.pack(rows, |fill| Ok(EmbeddingTable::pack_with(vocab, d, format, fill))),
         }
@@ -148,7 +202,11 @@ impl Checkpoint {
         let rows = Rows::new(tensors.collect::<Result<_, LoadError>>()?);
         let n_out = parts.iter().map(|part| part.1).sum();
         let format = format.unwrap_or_else(|| rows.format());
-        match rows.q8_blocks().filter(|_| format == Format::Q8) {
+        let mut plain = true;
+        for (name, n_out) in parts {
+            plain &= !self.adapts(name, &[*n_out, n_in])?;
+        }
+        match rows.q8_blocks().filter(|_| plain && format == Format::Q8) {
             Some(blocks) => Ok(Linear::from_q8_blocks(&blocks, n_out, n_in, bias)?),
             None => self.pack(rows, |fill| Linear::pack_with(n_out, n_in, bias, format, fill)),
         }
@@ -169,13 +227,17 @@ impl Checkpoint {
         let mut numbers = vec![0.0; n_in];
         for (name, n_out) in parts {
             let tensor = self.tensor(name, &[*n_out, n_in])?;
+            let plain = tensor.element().is(element) && !self.adapts(name, &[*n_out, n_in])?;
             for row in 0..tensor.rows() {
-                if tensor.element().is(element) {
+                if plain {
                     bytes.extend_from_slice(tensor.row(row));
                     continue;
                 }
                 let read = tensor.row_into(row, &mut numbers);
-                read.map_err(|e| LoadError::tensor(&self.folder, name, e))?;
+                read.map_err(|e| LoadError::tensor(&self.base, name, e))?;
+                if let Some((_, adapter)) = &self.adapter {
+                    adapter.add(name, row, &mut numbers);
+                }
                 element.extend(&mut bytes, &numbers);
             }
         }
@@ -191,10 +253,13 @@ impl Checkpoint {
         let mut rows_left = rows.iter();
         let mut failed = None;
         let packed = pack(&mut |_, out| {
-            if let Some((name, tensor, row)) = rows_left.next()
-                && let Err(error) = tensor.row_into(row, out)
-            {
-                failed.get_or_insert_with(|| LoadError::tensor(&self.folder, name, error));
+            let Some((name, tensor, row)) = rows_left.next() else { return };
+            match (tensor.row_into(row, out), &self.adapter) {
+                (Ok(()), Some((_, adapter))) => adapter.add(name, row, out),
+                (Ok(()), None) => {}
+                (Err(error), _) => {
+                    failed.get_or_insert_with(|| LoadError::tensor(&self.base, name, error));
+                }
             }
         });
         failed.map_or(Ok(()), Err)?;
@@ -207,10 +272,11 @@ impl Checkpoint {
     /// It is missing, of another shape, or of a type that is not supported.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         let tensor = self.tensor(name, shape)?;
-        let mut values = vec![0.0; shape.iter().product()];
-        let width = values.len() / tensor.rows().max(1);
-        for (row, out) in values.chunks_exact_mut(width.max(1)).enumerate() {
-            tensor.row_into(row, out).map_err(|e| LoadError::tensor(&self.folder, name, e))?;
+        let count = shape.iter().product();
+        let mut values = tensor.f32(count).map_err(|e| LoadError::tensor(&self.base, name, e))?;
+        if let (true, Some((_, adapter))) = (self.adapts(name, shape)?, &self.adapter) {
+            let width = (count / tensor.rows().max(1)).max(1);
+            values.chunks_exact_mut(width).enumerate().for_each(|(row, out)| adapter.add(name, row, out));
         }
         Ok(values)
     }
@@ -220,9 +286,13 @@ impl Checkpoint {
     /// It tells checkpoints apart without reading gigabytes; it is no proof of integrity.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
-        match &self.files {
+        match &*self.files {
             Files::Safetensors(files) => files.bytes().for_each(|bytes| sample(bytes, &mut hash)),
             Files::Gguf(file) => sample(file.bytes(), &mut hash),
+        }
+        if let Some((_, adapter)) = &self.adapter {
+            adapter.bytes().for_each(|bytes| sample(bytes, &mut hash));
+            hash.update(adapter.scale().to_le_bytes());
         }
         hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
     }

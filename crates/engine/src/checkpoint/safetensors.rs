@@ -6,7 +6,7 @@ use std::{
 };
 
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use super::{
     map,
@@ -64,6 +64,28 @@ impl SafetensorsFiles {
         self.index.contains_key(name)
     }
 
+    /// The names of all tensors, in no order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
+    }
+
+    /// The shape of a tensor.
+    ///
+    /// # Errors
+    /// It is missing.
+    pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>, LoadError> {
+        self.view(name, |_, view| Ok(view.shape().to_vec()))
+    }
+
+    /// The numbers of a tensor, row-major, widened to f32.
+    ///
+    /// # Errors
+    /// As `tensor`.
+    pub(super) fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let tensor = self.tensor(name, shape)?;
+        tensor.f32(shape.iter().product()).map_err(|e| LoadError::tensor(&self.folder, name, e))
+    }
+
     /// The files' bytes.
     pub(super) fn bytes(&self) -> impl Iterator<Item = &[u8]> {
         self.files.iter().map(|(_, map)| &map[..])
@@ -74,27 +96,36 @@ impl SafetensorsFiles {
     /// # Errors
     /// It is missing, of another shape, or of a type other than F32, F16 and BF16.
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Stored<'_>, LoadError> {
+        self.view(name, |path, view| {
+            if view.shape() != shape {
+                let problem = format!("has shape {:?}, but config.json asks for {shape:?}", view.shape());
+                return Err(LoadError::tensor(path, name, problem));
+            }
+            let element = match view.dtype() {
+                Dtype::F32 => Element::F32,
+                Dtype::F16 => Element::F16,
+                Dtype::BF16 => Element::Bf16,
+                other => {
+                    let problem = format!("is stored as {other:?}; supported: F32, F16, BF16");
+                    return Err(LoadError::tensor(path, name, problem));
+                }
+            };
+            Stored::new(element, view.data(), shape).map_err(|e| LoadError::tensor(path, name, e))
+        })
+    }
+
+    fn view<'a, T>(
+        &'a self,
+        name: &str,
+        read: impl FnOnce(&Path, TensorView<'a>) -> Result<T, LoadError>,
+    ) -> Result<T, LoadError> {
         let file = *self
             .index
             .get(name)
             .ok_or_else(|| LoadError::tensor(&self.folder, name, "is missing from the checkpoint"))?;
         let (path, map) = &self.files[file];
         let tensors = SafeTensors::deserialize(map).map_err(|e| LoadError::file(path, e))?;
-        let view = tensors.tensor(name).map_err(|e| LoadError::tensor(path, name, e))?;
-        if view.shape() != shape {
-            let problem = format!("has shape {:?}, but config.json asks for {shape:?}", view.shape());
-            return Err(LoadError::tensor(path, name, problem));
-        }
-        let element = match view.dtype() {
-            Dtype::F32 => Element::F32,
-            Dtype::F16 => Element::F16,
-            Dtype::BF16 => Element::Bf16,
-            other => {
-                let problem = format!("is stored as {other:?}; supported: F32, F16, BF16");
-                return Err(LoadError::tensor(path, name, problem));
-            }
-        };
-        Stored::new(element, view.data(), shape).map_err(|e| LoadError::tensor(path, name, e))
+        read(path, tensors.tensor(name).map_err(|e| LoadError::tensor(path, name, e))?)
     }
 }
 

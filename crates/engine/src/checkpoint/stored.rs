@@ -140,6 +140,19 @@ impl<'a> Stored<'a> {
         }
         Ok(())
     }
+
+    /// All numbers, `count` of them, row-major, widened to single precision.
+    ///
+    /// # Errors
+    /// As `row_into`.
+    pub(crate) fn f32(&self, count: usize) -> Result<Vec<f32>, candle_core::Error> {
+        let mut values = vec![0.0; count];
+        let width = (count / self.rows.max(1)).max(1);
+        for (row, out) in values.chunks_exact_mut(width).enumerate() {
+            self.row_into(row, out)?;
+        }
+        Ok(values)
+    }
 }
 
 fn put<const N: usize>(bytes: &[u8], out: &mut [f32], number: impl Fn([u8; N]) -> f32) {

@@ -68,7 +68,7 @@ impl Hardware {
 
     /// Bytes that one block of the cache takes, over all layers.
     pub(crate) fn block_bytes(&self, config: &DecoderConfig) -> usize {
-        2 * config.layers * BLOCK_SIZE * config.kv_heads * config.head_dim * self.cached_bytes()
+        KvCache::block_bytes(config) / size_of::<f32>() * self.cached_bytes()
     }
 
     /// A cache of `blocks` blocks for one decoder.

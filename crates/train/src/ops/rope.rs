@@ -1,5 +1,7 @@
 //! Rotary position embedding in the halves layout of Hugging Face's Llama.
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -7,24 +9,24 @@ use super::floats;
 
 struct Rope {
     head: usize,
-    theta: f32,
+    frequencies: Arc<[f32]>,
     direction: f32,
 }
 
 /// Rotates each head of `x` `[batch, time, heads * head]` by its position (Su et al. 2021): element `i` and
-/// `i + head/2` turn by `position * theta^(-2i/head)`.
+/// `i + head/2` turn by `position * frequencies[i]`.
 ///
 /// # Errors
 /// An argument that is not contiguous f32 of three dimensions.
-pub fn rope(x: &Tensor, head: usize, theta: f64) -> Result<Tensor> {
-    x.apply_op1(Rope { head, theta: theta as f32, direction: 1.0 })
+pub fn rope(x: &Tensor, head: usize, frequencies: &Arc<[f32]>) -> Result<Tensor> {
+    x.apply_op1(Rope { head, frequencies: Arc::clone(frequencies), direction: 1.0 })
 }
 
 /// Rotates one row of heads in place by `position` (`direction` 1, or -1 to undo).
-pub fn rotate(row: &mut [f32], head: usize, theta: f32, position: usize, direction: f32) {
+pub fn rotate(row: &mut [f32], head: usize, frequencies: &[f32], position: usize, direction: f32) {
     let half = head / 2;
-    for i in 0..half {
-        let angle = position as f32 * theta.powf(-2.0 * i as f32 / head as f32);
+    for (i, frequency) in frequencies.iter().enumerate() {
+        let angle = position as f32 * frequency;
         let (sin, cos) = (direction * angle.sin(), angle.cos());
         for head in row.chunks_exact_mut(head) {
             let (a, b) = (head[i], head[i + half]);
@@ -43,14 +45,15 @@ impl CustomOp1 for Rope {
         let (_, time, width) = layout.shape().dims3()?;
         let mut y = floats(storage, layout, self.name())?.to_vec();
         y.par_chunks_mut(width).with_min_len(64).enumerate().for_each(|(row, y)| {
-            rotate(y, self.head, self.theta, row % time, self.direction);
+            rotate(y, self.head, &self.frequencies, row % time, self.direction);
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         // A rotation's transpose is the rotation back.
-        let back = Rope { head: self.head, theta: self.theta, direction: -self.direction };
+        let back =
+            Rope { head: self.head, frequencies: Arc::clone(&self.frequencies), direction: -self.direction };
         Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&back)?))
     }
 }

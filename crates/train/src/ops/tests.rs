@@ -68,7 +68,8 @@ fn rope_is_candles() {
     let angles: Vec<f32> =
         (0..6).flat_map(|p| (0..4).map(move |i| p as f32 * 100f32.powf(-2.0 * i as f32 / 8.0))).collect();
     let angles = Tensor::from_vec(angles, (6, 4), &Device::Cpu).unwrap();
-    compare(&[&x], &|| rope(&x, 8, 100.0), &|| {
+    let frequencies = (0..4).map(|i| 100f32.powf(-2.0 * i as f32 / 8.0)).collect();
+    compare(&[&x], &|| rope(&x, 8, &frequencies), &|| {
         let heads = x.reshape((2, 6, 3, 8))?.transpose(1, 2)?.contiguous()?;
         let turned = candle_nn::rotary_emb::rope_slow(&heads, &angles.cos()?, &angles.sin()?)?;
         turned.transpose(1, 2)?.reshape((2, 6, 24))

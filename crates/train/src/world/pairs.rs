@@ -7,7 +7,7 @@ use super::dice::Dice;
 use super::judge::judge;
 use super::preference::{self, Split};
 use super::prompt::{Intent, Prompt, Topic};
-use super::traits::{Trait, Traits};
+use super::traits::Traits;
 
 /// A question, perhaps with a preference, and its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,24 +97,36 @@ pub fn pairs(count: usize, seed: u64) -> impl Iterator<Item = Pair> {
     })
 }
 
-/// `count` pairs of which the better answer has `one` and the worse has not, without a word of it: for an
-/// expert that always answers so. In a tenth the worse one is ill-formed instead.
-pub fn pairs_for(one: Trait, count: usize, seed: u64) -> impl Iterator<Item = Pair> {
+/// `count` pairs of which the better answer has all of `asked` and the worse has not, without a word of it: for
+/// an expert that always answers so. In a tenth the worse one is ill-formed instead.
+pub fn pairs_for(asked: Traits, count: usize, seed: u64) -> impl Iterator<Item = Pair> {
     let topics = training_topics();
     let mut dice = Dice::new(seed, 13);
     (0..count).map(move |_| {
         let prompt = draw_prompt(&topics, &mut dice);
         let natural = answer::natural_traits(&prompt, &mut dice);
         let seed = dice.below(usize::MAX) as u64;
-        let good = answer::apply(natural, Traits::NONE.with(one));
+        let good = answer::apply(natural, asked);
         let chosen = answer::write(&prompt, good, seed);
         let rejected = if dice.chance(0.1) {
             damaged(&prompt, &chosen, &mut dice)
         } else {
-            answer::write(&prompt, answer::miss(good, one, dice.chance(0.6)), seed)
+            answer::write(&prompt, missed(good, asked, &mut dice), seed)
         };
         Pair { prompt: prompt.text(), preference: None, chosen, rejected }
     })
+}
+
+/// `good` with at least one of `asked` missed; which one surely, is drawn.
+fn missed(good: Traits, asked: Traits, dice: &mut Dice) -> Traits {
+    let sure = if asked.len() > 1 { dice.below(asked.len()) } else { 0 };
+    let mut bad = good;
+    for (index, one) in asked.iter().enumerate() {
+        if index == sure || dice.chance(0.6) {
+            bad = answer::miss(bad, one, dice.chance(0.6));
+        }
+    }
+    bad
 }
 
 /// Questions about held-out topics, all intents in turn.
