@@ -6,8 +6,9 @@ PORT ?= 50051
 HOURS ?= 2
 SEED ?= 1
 SECONDS_EACH ?= 600
+IMAGES ?= cpu
 
-.PHONY: help demo run test lint bench eval kernel-bench gpu-test gpu-bench gpu-pack chaos simulate models fuzz vectors python
+.PHONY: help demo run test lint bench eval kernel-bench gpu-test gpu-bench gpu-pack chaos simulate models fuzz vectors python chart dashboards images
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,18 @@ lint: ## formatting, clippy without warnings, the protos' style, what is built i
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	scripts/buf-lint.sh
 	scripts/deny.sh
+
+chart: ## the Helm chart: linted, rendered, validated offline, refusals, upgrades, and a pair on its settings
+	$(CARGO) build --workspace --bins
+	scripts/chart.sh
+
+dashboards: ## the dashboard, alerts and autoscalers' queries, against a pair at work
+	$(CARGO) build --workspace --bins
+	scripts/dashboards.sh
+
+images: ## the container images (IMAGES=cuda: with CUDA's libraries); IMAGES=local: without a registry, and run
+	if [ "$(IMAGES)" = local ]; then $(CARGO) build --workspace --bins; fi
+	scripts/images.sh $(IMAGES)
 
 bench: models ## the table of figures to reach; BENCH="--rows floor,wire --quick" narrows it
 	target/release/attune bench table --out target/bench/table.json $(BENCH)

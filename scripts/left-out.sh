@@ -7,6 +7,8 @@ command -v buf >/dev/null || left_out+=("buf lint and buf breaking of the protos
     left_out+=("the CUDA sources through NVRTC: it is not installed (scripts/nvrtc.sh)")
 command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources, and the services on a stand-in for a card, on a CPU: no C++ compiler")
 command -v cargo-deny >/dev/null || left_out+=("cargo deny: cargo-deny is not installed")
+command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
+    left_out+=("profiles in PostgreSQL: it is not installed (Debian: apt-get install postgresql)")
 have() { [ -x "target/tools/$1" ] || command -v "$1" >/dev/null; }
 have python/bin/pytest || left_out+=("the Python client and its examples: scripts/python-client.sh was not run")
 have grpcurl || left_out+=("the grpcurl examples: grpcurl is not installed")
@@ -20,4 +22,4 @@ if [ ${#left_out[@]} -gt 0 ] && [ "${ATTUNE_REQUIRE_ALL:-}" = 1 ]; then
     echo "ATTUNE_REQUIRE_ALL=1: nothing may be left out" >&2
     exit 1
 fi
-echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), a real card (make gpu-test), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"
+echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), a real card (make gpu-test), images (make images), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"

@@ -1,5 +1,6 @@
 # Sourced: starts the pair on the embedded models and stops it at exit.
-#   start_pair BINARIES LISTEN: sets $generator to the generator's address.
+#   start_pair BINARIES LISTEN [PROFILES]: sets $generator to the generator's address. Profiles are kept at the address
+#   PROFILES; by default they are gone when the pair is.
 
 pids=()
 logs=$(mktemp -d)
@@ -32,12 +33,13 @@ start() {
 }
 
 start_pair() {
-    local bin=$1 listen=$2
+    local bin=$1 listen=$2 profiles=${3:-sqlite:$logs/profiles.db}
     local models
     models=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/models/demo
     # Two processes share the machine: each computes on its half.
     local threads=$((($(nproc) + 1) / 2))
-    start reward "$bin/attune-reward" --model "$models/persrm" --listen 127.0.0.1:0 --threads "$threads"
+    start reward "$bin/attune-reward" --model "$models/persrm" --listen 127.0.0.1:0 --threads "$threads" \
+        --set "profiles.url=$profiles"
     reward=$address
     start generator "$bin/attune-generator" --model "$models/base" --listen "$listen" \
         --reward "http://$reward" --threads "$threads"

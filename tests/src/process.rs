@@ -1,7 +1,7 @@
 //! A service or the command as a process of its own, ended when dropped.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -36,7 +36,7 @@ impl Process {
     ) -> Result<Self> {
         let mut command = Command::new(binary(name)?);
         command.args(["--listen", "127.0.0.1:0"]).args(args).envs(variables.iter().copied());
-        Self::listening(name, command, Stdio::inherit())
+        Self::listening(command, Stdio::inherit())
     }
 
     /// `start`, on an address of its own choice.
@@ -61,13 +61,30 @@ impl Process {
         args: impl IntoIterator<Item = S>,
         log: impl Into<Stdio>,
     ) -> Result<Self> {
-        let mut command = Command::new(binary(name)?);
-        command.args(["--listen", listen]).args(args);
-        Self::listening(name, command, log)
+        let program = binary(name)?;
+        let args = args.into_iter().map(|arg| arg.as_ref().to_owned());
+        Self::of(program, [OsString::from("--listen"), listen.into()].into_iter().chain(args), log)
     }
 
-    fn listening(name: &str, mut command: Command, log: impl Into<Stdio>) -> Result<Self> {
+    /// Starts whatever becomes a service with these arguments.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn of<S: AsRef<OsStr>>(
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = S>,
+        log: impl Into<Stdio>,
+    ) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(args);
+        Self::listening(command, log)
+    }
+
+    fn listening(mut command: Command, log: impl Into<Stdio>) -> Result<Self> {
+        let name = command.get_program().display().to_string();
         let mut child = command
+            // Nobody's home is used; a test that keeps profiles says where.
+            .env("ATTUNE_REWARD_PROFILES__URL", "")
             .stdout(Stdio::piped())
             .stderr(log)
             .stdin(Stdio::null())

@@ -130,7 +130,7 @@ async fn each_bad_request_names_its_field() {
     assert_eq!(status.code(), Code::NotFound, "{status:?}");
     let profile = inner(|g| g.profile = Some("mine".into()));
     let status = Generated::of(&mut client, profile).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
     neighbour(&mut client).await;
     pair.stop().await.unwrap();
 }

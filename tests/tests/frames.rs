@@ -98,9 +98,17 @@ fn request() -> impl Strategy<Value = RequestFrame> {
     ];
     let prompt =
         prop::option::of(ids(20).prop_map(|ids| Prompt { kind: Some(Kind::TokenIds(TokenIds { ids })) }));
-    let open = (session(), prompt, ids(6), by).prop_map(|(session_id, prompt, generated_tokens, by)| {
-        Frame::Open(Open { session_id, owner: "local".into(), prompt, generated_tokens, by })
-    });
+    let traceparent = prop_oneof![
+        Just(String::new()),
+        Just("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+        Just("00-\u{e9}-".to_owned()),
+    ];
+    let open = (session(), prompt, ids(6), by, traceparent).prop_map(
+        |(session_id, prompt, generated_tokens, by, traceparent)| {
+            let owner = "local".into();
+            Frame::Open(Open { session_id, owner, prompt, generated_tokens, by, traceparent })
+        },
+    );
     let advance = (session(), step(), id())
         .prop_map(|(session_id, step, token)| Frame::Advance(Advance { session_id, step, token }));
     let candidates = (session(), step(), ids(70)).prop_map(|(session_id, step, token_ids)| {

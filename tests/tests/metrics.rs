@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that fails should say where
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -14,10 +14,15 @@ use tokio::{
     net::TcpStream,
 };
 
-/// A metric as the table names it: the family, with the part of a step where it has one.
+/// Metrics as the table names them: kind, family, and in braces the labels, or the part of a step.
 type Names = BTreeSet<String>;
 
-/// The table's metrics of one service, with their kinds.
+/// The one family of which the table lists every value of its label.
+const LISTED: &str = "attune_step_seconds";
+/// Its labels are whatever the process is told to be.
+const PROCESS: &str = "target_info";
+
+/// The table's metrics of one service.
 fn documented(service: &str) -> Names {
     let text = std::fs::read_to_string(workspace_root().join("docs/operations.md")).unwrap();
     let rows = text.lines().filter_map(|line| {
@@ -26,23 +31,60 @@ fn documented(service: &str) -> Names {
         let name = name.strip_prefix('`')?.strip_suffix('`')?;
         let measured = matches!(kind, "histogram" | "gauge" | "counter");
         assert!(!measured || !what.is_empty(), "{name} is not explained");
-        (measured && (of == service || of == "both")).then(|| format!("{kind} {name}"))
+        let sorted = match name.split_once('{') {
+            Some((family, labels)) => {
+                let mut labels: Vec<&str> = labels.strip_suffix('}').unwrap().split(',').collect();
+                labels.sort_unstable();
+                format!("{family}{{{}}}", labels.join(","))
+            }
+            None => name.to_owned(),
+        };
+        (measured && (of == service || of == "both")).then(|| format!("{kind} {sorted}"))
     });
     rows.collect()
 }
 
-/// The metrics in a scrape, with their kinds.
+/// A series of a scrape: its name, and its labels as they are written.
+fn series(line: &str) -> (&str, Vec<(&str, &str)>) {
+    let (series, _) = line.rsplit_once(' ').unwrap();
+    let Some((name, labels)) = series.split_once('{') else { return (series, Vec::new()) };
+    let labels = labels.strip_suffix("\"}").unwrap().split("\",");
+    (name, labels.map(|label| label.split_once("=\"").unwrap()).collect())
+}
+
+/// The metrics in a scrape; of each family all labels that any of its series has.
 fn emitted(text: &str) -> Names {
-    let mut names = Names::new();
-    for line in text.lines() {
+    let body = text.split_once("\r\n\r\n").unwrap().1;
+    let mut kinds = BTreeMap::new();
+    let mut labels = BTreeMap::<&str, BTreeSet<String>>::new();
+    for line in body.lines() {
         if let Some(declared) = line.strip_prefix("# TYPE ") {
             let (name, kind) = declared.split_once(' ').unwrap();
-            if name != "attune_step_seconds" {
-                names.insert(format!("{kind} {name}"));
+            kinds.insert(name, kind);
+        } else if !line.starts_with('#') && line.contains(' ') {
+            let (name, its_labels) = series(line);
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| {
+                name.strip_suffix(end).filter(|family| kinds.get(family) == Some(&"histogram"))
+            });
+            let family = family.unwrap_or(name);
+            let labels = labels.entry(family).or_default();
+            for (label, value) in its_labels.into_iter().filter(|(label, _)| *label != "le") {
+                labels.insert(match family {
+                    LISTED => format!("{label}=\"{value}\""),
+                    _ => label.to_owned(),
+                });
             }
-        } else if let Some(labels) = line.strip_prefix("attune_step_seconds_count") {
-            let (labels, _) = labels.split_once(' ').unwrap();
-            names.insert(format!("histogram attune_step_seconds{labels}"));
+        }
+    }
+    let mut names = Names::new();
+    for (family, labels) in labels {
+        let kind = kinds[family];
+        let all: Vec<String> = labels.into_iter().collect();
+        match family {
+            PROCESS => drop(names.insert(format!("{kind} {family}"))),
+            LISTED => names.extend(all.iter().map(|label| format!("{kind} {family}{{{label}}}"))),
+            _ if all.is_empty() => drop(names.insert(format!("{kind} {family}"))),
+            _ => drop(names.insert(format!("{kind} {family}{{{}}}", all.join(",")))),
         }
     }
     names
@@ -72,6 +114,7 @@ async fn what_is_emitted_is_what_is_documented_and_it_counts() {
             g.server.admin_listen = admin;
             g.engine.context = Some(80);
             g.engine.slots = 2;
+            g.engine.model_id = Some("base".into());
         },
         |r| {
             r.server.admin_listen = admin;
@@ -88,6 +131,8 @@ async fn what_is_emitted_is_what_is_documented_and_it_counts() {
         request.guidances = vec![guided(0.8)];
         Generated::of(&mut client.clone(), request).await.unwrap();
     }
+    let refused = Generated::of(&mut client.clone(), by_ids(&[1], 0)).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     let (generator, worker) = (pair.admin.0.unwrap(), pair.admin.1.unwrap());
     let (generator, worker) = (scrape(generator).await, scrape(worker).await);
     assert_eq!(emitted(&generator), documented("generator"));
@@ -95,18 +140,32 @@ async fn what_is_emitted_is_what_is_documented_and_it_counts() {
 
     let texts = 2.0;
     let tokens = f64::from(tokens) * texts;
-    assert_eq!(value(&generator, "attune_tokens_total"), tokens);
-    assert_eq!(value(&generator, "attune_time_to_first_token_seconds_count"), texts);
-    assert_eq!(value(&generator, "attune_time_per_output_token_seconds_count"), tokens - texts);
+    assert_eq!(value(&generator, "attune_requests_total{code=\"OK\"}"), texts);
+    assert_eq!(value(&generator, "attune_requests_total{code=\"INVALID_ARGUMENT\"}"), 1.0);
+    assert_eq!(value(&generator, "attune_tokens_total{gen_ai_token_type=\"output\"}"), tokens);
+    assert_eq!(value(&generator, "attune_tokens_total{gen_ai_token_type=\"input\"}"), 20.0 * texts);
+    let labels = "gen_ai_operation_name=\"text_completion\",gen_ai_provider_name=\"attune\",\
+                  gen_ai_request_model=\"base\"";
+    for name in ["time_to_first_token", "time_per_output_token", "request_duration"] {
+        assert_eq!(value(&generator, &format!("gen_ai_server_{name}_seconds_count{{{labels}}}")), texts);
+    }
+    assert_eq!(value(&generator, "attune_inter_token_seconds_count"), tokens - texts);
     for part in ["reward_wait", "fuse", "emit"] {
         assert_eq!(value(&generator, &format!("attune_step_seconds_count{{part=\"{part}\"}}")), tokens);
     }
+    assert_eq!(value(&worker, "attune_step_seconds_count{part=\"answer\"}"), tokens);
+    assert_eq!(value(&worker, "attune_sessions_opened_total"), texts);
     // Each token but a text's last is read again; the prompts of 20 tokens before that.
     assert_eq!(value(&generator, "attune_batch_rows_sum"), 2.0 * 20.0 + tokens - texts);
-    // The engine tells its levels when it is done with the text, its client's end included.
-    let idle =
-        async { while value(&scrape(pair.admin.0.unwrap()).await, "attune_sequences_running") > 0.0 {} };
+    // The engines tell their levels when they are done with the text, its client's end included.
+    let idle = async {
+        while value(&scrape(pair.admin.0.unwrap()).await, "attune_sequences_running") > 0.0 {}
+        for level in ["attune_slots_busy", "attune_steps_waiting"] {
+            while value(&scrape(pair.admin.1.unwrap()).await, level) > 0.0 {}
+        }
+    };
     tokio::time::timeout(Duration::from_secs(20), idle).await.unwrap();
+    assert_eq!(value(&generator, "attune_slots"), 2.0);
     assert!(value(&generator, "attune_cache_blocks") >= 5.0);
     pair.stop().await.unwrap();
 }

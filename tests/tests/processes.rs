@@ -123,6 +123,7 @@ fn a_model_that_cannot_be_served_is_named_at_start() {
     let run = |name: &str, model: &str| {
         let output = Command::new(binary(name).unwrap())
             .args(["--model", model, "--listen", "127.0.0.1:0"])
+            .env("ATTUNE_REWARD_PROFILES__URL", "")
             .output()
             .unwrap();
         assert!(!output.status.success());

@@ -75,7 +75,7 @@ async fn serve(config: ServerConfig) -> (SocketAddr, DropGuard) {
     config.validate().unwrap();
     let bound = listener::open(&config).await.unwrap();
     let (address, stop) = (bound.address(), CancellationToken::new());
-    let server = Server::new(&config, Door::open()).add_service(RewardServiceServer::new(Echo));
+    let server = Server::new(&config, Door::open(None)).add_service(RewardServiceServer::new(Echo));
     tokio::spawn(server.serve(bound, stop.clone()));
     (address, stop.drop_guard())
 }

@@ -22,7 +22,9 @@ def command(*args: str) -> str:
 def service(name: str, *args: str) -> Iterator[str]:
     """Runs a service and gives its address, HOST:PORT; it ends with the `with`."""
     whole: list[str | Path] = [BIN / name, "--listen", "127.0.0.1:0", "--threads", "1", *args]
-    with subprocess.Popen(whole, stdout=subprocess.PIPE, text=True) as process:
+    # Nobody's home is used: profiles are kept nowhere, but where the arguments say so.
+    env = {**os.environ, "ATTUNE_REWARD_PROFILES__URL": ""}
+    with subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, env=env) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bare;
+pub mod collector;
 pub mod floor;
 pub mod gpu;
 pub mod load;

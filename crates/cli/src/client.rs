@@ -5,6 +5,7 @@ use std::{future::Future, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use attune_proto::{
     generator::v1::generator_service_client::GeneratorServiceClient,
+    profile::v1::profile_service_client::ProfileServiceClient,
     reward::v1::reward_service_client::RewardServiceClient,
 };
 use attune_service::{
@@ -16,6 +17,7 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint},
 };
+use tonic_health::pb::health_client::HealthClient;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tables of 64 candidates with 16 rewards each, and the last message's resolved prompts, fit well.
@@ -103,9 +105,20 @@ impl EndpointArgs {
         Ok(client.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
     }
 
+    /// A client of the service that keeps profiles.
+    pub(crate) async fn profiles(&self) -> Result<ProfileServiceClient<Channel>> {
+        let client = ProfileServiceClient::new(self.channel().await?);
+        Ok(client.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+    }
+
     /// A client of a reward worker.
     pub(crate) async fn reward(&self) -> Result<RewardServiceClient<Channel>> {
         Ok(RewardServiceClient::new(self.channel().await?))
+    }
+
+    /// A client of any service's health.
+    pub(crate) async fn health(&self) -> Result<HealthClient<Channel>> {
+        Ok(HealthClient::new(self.channel().await?))
     }
 
     /// Runs the call to its very end within the time allowed: the transport's own timeout ends at the

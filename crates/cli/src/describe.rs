@@ -9,9 +9,12 @@ use attune_proto::{
 };
 use serde_json::{Value, json};
 use tonic::{Code, Status};
-use unicode_width::UnicodeWidthStr as _;
 
-use crate::{client::EndpointArgs, json::short};
+use crate::{
+    client::EndpointArgs,
+    json::short,
+    table::{brief, rows, table},
+};
 
 /// Flags of `attune describe`.
 #[derive(Debug, clap::Args)]
@@ -158,35 +161,6 @@ fn worker_text(d: &reward::DescribeResponse) -> String {
             ("normalizations", normalizations(d.normalizations()).join(", ")),
             ("sessions", format!("{} at once", d.slots)),
         ])
-}
-
-/// The beginning of a fingerprint, enough to tell two apart.
-fn brief(hex: &str) -> &str {
-    hex.get(..12).unwrap_or(hex)
-}
-
-fn rows(rows: &[(&str, String)]) -> String {
-    rows.iter().map(|(name, value)| format!("  {name:<15} {value}\n")).collect()
-}
-
-fn table<const N: usize>(head: [&str; N], body: &[[String; N]]) -> String {
-    let width =
-        |i: usize| body.iter().map(|row| row[i].width()).chain([head[i].width()]).max().unwrap_or_default();
-    let widths: [usize; N] = std::array::from_fn(width);
-    let line = |cells: [&str; N]| {
-        let mut line = String::new();
-        for (cell, width) in cells.iter().zip(widths) {
-            line.push_str(cell);
-            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.width()) + 2));
-        }
-        line.truncate(line.trim_end().len());
-        line + "\n"
-    };
-    let mut out = line(head);
-    for row in body {
-        out += &line(std::array::from_fn(|i| row[i].as_str()));
-    }
-    out
 }
 
 #[cfg(test)]

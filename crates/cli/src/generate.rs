@@ -23,6 +23,7 @@ Examples:
   attune generate \"How do I keep basil alive?\"
   attune generate \"How do I keep basil alive?\" --prefer \"brief\" --strength 2
   attune generate \"How do I keep basil alive?\" --prefer \"brief\" --prefer \"with humour\" --strength 2 --strength 1
+  attune generate \"How do I keep basil alive?\" --profile me --strength 2
   attune generate --compare \"How do I keep basil alive?\" --prefer \"brief\" --prefer \"in detail\"
   attune generate \"How do I keep basil alive?\" --prefer \"brief\" --prefer \"formal\" \\
       --strength 1 --strength -1 --token-rewards
@@ -161,7 +162,7 @@ pub(crate) fn print_line(event: &Event<'_>) -> Result<()> {
 }
 
 /// A model's text may hold anything; a terminal gets no control characters from it.
-fn harmless(text: &str) -> String {
+pub(crate) fn harmless(text: &str) -> String {
     let keep = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
     text.chars().map(|c| if keep(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }

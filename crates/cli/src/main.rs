@@ -1,4 +1,5 @@
-//! The `attune` command: generate, compare, describe, train, write models to measure with, make tokens, size a pair.
+//! The `attune` command: generate, compare, describe, keep profiles, train, write models to measure with, make tokens,
+//! size a pair.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -9,14 +10,18 @@ mod contributions;
 mod describe;
 mod eval;
 mod failure;
+mod fetch;
 mod generate;
 mod gpu;
+mod health;
 mod json;
 mod models;
 mod plan;
+mod profile;
 mod request;
 mod request_args;
 mod stream;
+mod table;
 mod token;
 mod train;
 
@@ -41,6 +46,12 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Show what a generator (or a reward worker) serves.
     Describe(describe::DescribeArgs),
+    /// Keep people's profiles, and carry them over to another store or model.
+    Profile(profile::ProfileArgs),
+    /// Ask whether a service is well: for health checks that run a command.
+    Health(health::HealthArgs),
+    /// Fetch a model from the hub before a service needs it.
+    Fetch(fetch::FetchArgs),
     /// Train models.
     Train(train::TrainArgs),
     /// Measure how well each method aligns, with one judge in one run: the table, and a plot.
@@ -62,6 +73,9 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Generate(args) => with_runtime(generate::run(*args)),
         Command::Describe(args) => with_runtime(describe::run(args)),
+        Command::Profile(args) => with_runtime(profile::run(args)),
+        Command::Health(args) => with_runtime(health::run(args)),
+        Command::Fetch(args) => fetch::run(&args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),

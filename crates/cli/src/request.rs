@@ -45,7 +45,7 @@ impl GuidanceArgs {
             || !self.strength.is_empty()
             || self.clip.is_some()
             || self.weights.is_some()
-            || self.profile.is_some()
+            || !self.profile.is_empty()
             || !self.reward_model.is_empty()
             || self.method.is_some()
             || self.reference.is_some()
@@ -53,34 +53,37 @@ impl GuidanceArgs {
             || self.guide_context.is_some()
     }
 
-    /// One term for each preference; a single one without words where other guidance is asked for.
+    /// One term for each preference, then one for each profile; a single one without words where other guidance is
+    /// asked for.
     pub(crate) fn terms(&self) -> Result<Vec<GuidanceTerm>> {
         if !self.any() {
             return Ok(Vec::new());
         }
         // Without words, one for each reward model: an expert is its own preference.
-        let texts: Vec<Option<String>> = match self.prefer.as_slice() {
-            [] => vec![None; self.reward_model.len().max(1)],
-            texts => texts.iter().cloned().map(Some).collect(),
-        };
+        let texts = self.prefer.iter().cloned().map(|text| (Some(text), None));
+        let profiles = self.profile.iter().cloned().map(|name| (None, Some(name)));
+        let mut tastes: Vec<(Option<String>, Option<String>)> = texts.chain(profiles).collect();
+        if tastes.is_empty() {
+            tastes = vec![(None, None); self.reward_model.len().max(1)];
+        }
         for (what, flag, count) in [
             ("strengths", "--strength", self.strength.len()),
             ("reward models", "--reward-model", self.reward_model.len()),
         ] {
-            if count > 1 && count != texts.len() {
+            if count > 1 && count != tastes.len() {
                 bail!(
-                    "{count} {what} for {} guidances: give one {flag} for all, or one for each --prefer",
-                    texts.len()
+                    "{count} {what} for {} guidances: give one {flag} for all, or one for each --prefer and each --profile",
+                    tastes.len()
                 );
             }
         }
         let weights = self.weights.as_deref().map(read_weights).transpose()?;
-        let term = |(i, text)| GuidanceTerm {
+        let term = |(i, (text, profile))| GuidanceTerm {
             guidance: Some(Guidance {
                 reward_model: of_each(&self.reward_model, i).unwrap_or_default(),
                 method: self.method.clone().unwrap_or_default(),
                 text,
-                profile: self.profile.clone(),
+                profile,
                 weights: weights.clone(),
                 reference: self.reference.map_or(Reference::Unspecified, Into::into).into(),
                 normalization: self.normalization.map_or(Normalization::Unspecified, Into::into).into(),
@@ -90,7 +93,7 @@ impl GuidanceArgs {
             strength: of_each(&self.strength, i),
             clip: self.clip,
         };
-        Ok(texts.into_iter().enumerate().map(term).collect())
+        Ok(tastes.into_iter().enumerate().map(term).collect())
     }
 }
 
@@ -103,7 +106,7 @@ fn of_each<T: Clone>(values: &[T], i: usize) -> Option<T> {
 }
 
 /// Numbers with commas, or a JSON file: a list, or an object with the list under `weights` or `values`.
-fn read_weights(text: &str) -> Result<Weights> {
+pub(crate) fn read_weights(text: &str) -> Result<Weights> {
     let numbers: Result<Vec<f32>, _> = text.split(',').map(|n| n.trim().parse()).collect();
     if let Ok(values) = numbers {
         return Ok(Weights { values });
@@ -235,6 +238,30 @@ mod tests {
         assert_eq!(with(&[2.0]).unwrap(), [Some(2.0), Some(2.0)]);
         assert_eq!(with(&[2.0, -1.0]).unwrap(), [Some(2.0), Some(-1.0)]);
         assert!(with(&[1.0, 2.0, 3.0]).unwrap_err().to_string().contains("3 strengths for 2"));
+    }
+
+    #[test]
+    fn profiles_stand_beside_words() {
+        let args = GuidanceArgs {
+            prefer: vec!["brief".into()],
+            profile: vec!["me".into(), "work".into()],
+            strength: vec![1.0, 2.0, 3.0],
+            ..Default::default()
+        };
+        let terms = args.terms().unwrap();
+        let tastes: Vec<_> = terms
+            .iter()
+            .map(|t| (t.guidance.as_ref().unwrap(), t.strength))
+            .map(|(g, strength)| (g.text.as_deref(), g.profile.as_deref(), strength))
+            .collect();
+        assert_eq!(
+            tastes,
+            [
+                (Some("brief"), None, Some(1.0)),
+                (None, Some("me"), Some(2.0)),
+                (None, Some("work"), Some(3.0)),
+            ]
+        );
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub(crate) struct GuidanceArgs {
     /// A preference in words; repeatable, all act at once.
     #[arg(long, value_name = "TEXT")]
     pub(crate) prefer: Vec<String>,
-    /// How strongly a preference acts, in [-10, 10]; one for all of them, or one for each in their order
-    /// [default: 1].
+    /// How strongly a preference acts, in [-10, 10]; one for all of them, or one for each: of every --prefer
+    /// in their order, then of every --profile [default: 1].
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub(crate) strength: Vec<f32>,
     /// Limit each reward, less its mean over the candidates, to [-CLIP, CLIP] [default: no limit].
@@ -42,9 +42,9 @@ pub(crate) struct GuidanceArgs {
     /// The person's weight vector: numbers, or a JSON file with them.
     #[arg(long, value_name = "FILE.json|1,2,..", allow_hyphen_values = true)]
     pub(crate) weights: Option<String>,
-    /// A stored profile.
+    /// A stored profile; repeatable, all act at once, each a guidance of its own beside those of --prefer.
     #[arg(long, value_name = "NAME")]
-    pub(crate) profile: Option<String>,
+    pub(crate) profile: Vec<String>,
     /// Which reward model; one for all preferences, or one for each in their order [default: the only
     /// one, or any].
     #[arg(long, value_name = "ID")]

@@ -14,7 +14,13 @@ use attune_proto::generator::v1::{
     Token, Usage,
     generator_service_server::{GeneratorService, GeneratorServiceServer},
 };
-use attune_service::{auth::Door, listener, sections::ServerConfig, server::Server, status};
+use attune_service::{
+    auth::Door,
+    listener,
+    sections::ServerConfig,
+    server::{Health, Server},
+    status,
+};
 use futures::{Stream, stream};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -81,6 +87,7 @@ struct Running {
     runtime: tokio::runtime::Runtime,
     url: String,
     seen: Seen,
+    health: Health,
 }
 
 fn start() -> Running {
@@ -89,10 +96,11 @@ fn start() -> Running {
     let config = ServerConfig::default();
     let bound = runtime.block_on(listener::bind(config.listen)).unwrap();
     let url = format!("http://{}", bound.address());
-    let server = Server::new(&config, Door::open())
+    let server = Server::new(&config, Door::open(None))
         .add_service(GeneratorServiceServer::new(Kettle { seen: seen.clone() }));
+    let health = server.health();
     runtime.spawn(server.serve(bound, CancellationToken::new()));
-    Running { runtime, url, seen }
+    Running { runtime, url, seen, health }
 }
 
 impl Running {
@@ -127,6 +135,25 @@ fn text_goes_to_stdout() {
     let seen = running.seen.lock().unwrap().remove(0);
     assert_eq!(seen.guidances.len(), 1);
     assert_eq!(seen.guidances[0].guidance.as_ref().unwrap().text.as_deref(), Some("brief"));
+    running.stop();
+}
+
+#[test]
+fn health_is_told_by_the_exit_code() {
+    let running = start();
+    let ask = |service| running.attune(&["health", "--service", service]);
+    let ours = "attune.generator.v1.GeneratorService";
+    for (serving, said) in [(false, "NOT_SERVING"), (true, "SERVING")] {
+        running.runtime.block_on(running.health.set_serving(serving));
+        for service in ["", ours] {
+            let output = ask(service);
+            let shown = text(&output.stdout) + &text(&output.stderr);
+            assert_eq!(output.status.success(), serving, "{shown}");
+            assert!(shown.trim().ends_with(said), "{shown}");
+        }
+    }
+    let unknown = ask("attune.generator.v2.GeneratorService");
+    assert!(!unknown.status.success() && text(&unknown.stderr).contains("NOT_FOUND"), "{unknown:?}");
     running.stop();
 }
 

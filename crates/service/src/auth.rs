@@ -113,7 +113,7 @@ impl AuthConfig {
     /// Names the file that cannot be used.
     pub fn door(&self, every: Duration) -> Result<Door, FileError> {
         if !self.is_on() {
-            return Ok(Door::open());
+            return Ok(Door::open(self.limits.profiles));
         }
         let tokens = self.tokens.as_deref().map(|file| tokens::Tokens::load(file, every)).transpose()?;
         let jwt = self.jwks.as_deref().map(|file| jwt::Keys::load(file, self, every)).transpose()?;

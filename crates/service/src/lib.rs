@@ -18,7 +18,6 @@ mod layers;
 pub mod limits;
 pub mod listener;
 pub mod metrics;
-pub mod profiles;
 mod reload;
 pub mod secret;
 pub mod sections;

@@ -1,11 +1,15 @@
 //! Metrics: recorded through OpenTelemetry's API, read in Prometheus' text format from the admin port.
 
+use std::time::Duration;
+
 use opentelemetry::{
     KeyValue,
-    metrics::{Counter, Histogram, Meter, MeterProvider as _},
+    metrics::{AsyncInstrument, Counter, Histogram, Meter, MeterProvider as _},
 };
 use opentelemetry_sdk::{Resource, metrics::SdkMeterProvider};
 use prometheus::{Registry, TextEncoder};
+
+use crate::telemetry::{Lost, MetricsReader};
 
 /// From 50 us, below any forward pass, to ten seconds.
 const SECONDS: [f64; 17] = [
@@ -21,7 +25,7 @@ pub struct Metrics {
     registry: Registry,
     meter: Meter,
     /// Its end would end the meter.
-    _provider: SdkMeterProvider,
+    provider: SdkMeterProvider,
 }
 
 /// The metrics cannot be set up: a fault of the program.
@@ -35,21 +39,60 @@ impl Metrics {
     /// # Errors
     /// [`MetricsError`].
     pub fn new(service: &'static str) -> Result<Self, MetricsError> {
+        let resource = Resource::builder().with_service_name(service).build();
+        Self::with(resource, None, &Lost::default())
+    }
+
+    /// The metrics of a process, which `reader` exports as well.
+    pub(crate) fn with(
+        resource: Resource,
+        reader: Option<MetricsReader>,
+        lost: &Lost,
+    ) -> Result<Self, MetricsError> {
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
             .scope_info_enabled(false)
             .build()
             .map_err(|e| MetricsError(e.to_string()))?;
-        let resource = Resource::builder().with_service_name(service).build();
-        let provider = SdkMeterProvider::builder().with_reader(exporter).with_resource(resource).build();
-        Ok(Self { registry, meter: provider.meter(service), _provider: provider })
+        let provider = SdkMeterProvider::builder().with_reader(exporter).with_resource(resource);
+        let provider = match reader {
+            Some(reader) => provider.with_reader(reader),
+            None => provider,
+        };
+        let provider = provider.build();
+        let metrics = Self { registry, meter: provider.meter("attune"), provider };
+        metrics.count_lost(lost.clone());
+        Ok(metrics)
+    }
+
+    fn count_lost(&self, lost: Lost) {
+        let name = "attune.telemetry.lost";
+        let about = "Spans, log lines and exports of metrics that did not reach the collector.";
+        let counter = self.meter.u64_observable_counter(name).with_description(about);
+        let labels = |signal, reason| [KeyValue::new("signal", signal), KeyValue::new("reason", reason)];
+        let observe = move |observer: &dyn AsyncInstrument<u64>| {
+            for (signal, reason, count) in lost.counts() {
+                observer.observe(count, &labels(signal, reason));
+            }
+        };
+        counter.with_callback(observe).build();
+    }
+
+    /// Exports them a last time, where they are exported, and ends. False: they did not arrive.
+    pub(crate) fn shutdown(&self, limit: Duration) -> bool {
+        self.provider.shutdown_with_timeout(limit).is_ok()
     }
 
     /// A histogram of seconds; its name in the text format ends in `_seconds`.
     pub fn seconds(&self, name: &'static str, about: &'static str) -> Histogram<f64> {
+        self.seconds_within(name, about, &SECONDS)
+    }
+
+    /// A histogram of seconds with buckets of its own.
+    pub fn seconds_within(&self, name: &'static str, about: &'static str, buckets: &[f64]) -> Histogram<f64> {
         let histogram = self.meter.f64_histogram(name).with_unit("s").with_description(about);
-        histogram.with_boundaries(SECONDS.to_vec()).build()
+        histogram.with_boundaries(buckets.to_vec()).build()
     }
 
     /// A histogram of rows.
@@ -118,7 +161,7 @@ impl StepTimes {
 
 impl Part {
     /// Records a time.
-    pub fn record(&self, time: std::time::Duration) {
+    pub fn record(&self, time: Duration) {
         self.times.0.record(time.as_secs_f64(), &self.label);
     }
 }

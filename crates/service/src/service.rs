@@ -13,21 +13,24 @@ use crate::{
     admin::Admin,
     config::ConfigError,
     listener::{self, Bound},
-    sections::{LogConfig, ServerConfig},
+    metrics::Metrics,
+    sections::ServerConfig,
     server::{Drain, Server},
-    shutdown, telemetry,
+    shutdown,
+    telemetry::{Settings, Telemetry},
 };
 
 /// A configuration that cannot be used (`EX_USAGE`).
 const EXIT_USAGE: u8 = 64;
 
-/// The whole of a service's `main`: telemetry, signals, and `serve` until its end. What goes wrong is
-/// said on stderr. `log` gives the settings of the log, and whether people's texts may stand in it.
+/// The whole of a service's `main`: telemetry, signals, and `serve` until its end; what telemetry has not
+/// sent by then goes last. What goes wrong is said on stderr. `settings` gives what the process tells of
+/// itself.
 pub fn run<C>(
     name: &str,
     config: Result<C, ConfigError>,
-    log: impl FnOnce(&C) -> (&LogConfig, bool),
-    serve: impl AsyncFnOnce(C, CancellationToken) -> anyhow::Result<Drain>,
+    settings: impl FnOnce(&C) -> Settings<'_>,
+    serve: impl AsyncFnOnce(C, Metrics, CancellationToken) -> anyhow::Result<Drain>,
 ) -> ExitCode {
     let config = match config {
         Ok(config) => config,
@@ -38,9 +41,13 @@ pub fn run<C>(
     };
     let served = tokio::runtime::Runtime::new().context("cannot start threads").and_then(|runtime| {
         runtime.block_on(async {
-            let (log, content) = log(&config);
-            let _telemetry = telemetry::init(log, content)?;
-            serve(config, shutdown::on_signals()?).await
+            let telemetry = Telemetry::start(name, settings(&config))?;
+            let served = match shutdown::on_signals() {
+                Ok(signals) => serve(config, telemetry.metrics(), signals).await,
+                Err(error) => Err(error.into()),
+            };
+            telemetry.shutdown().await;
+            served
         })
     });
     match served {

@@ -67,7 +67,7 @@ async fn start(drain_seconds: f64) -> Running {
     let bound = listener::bind(config.listen).await.unwrap();
     let url = format!("http://{}", bound.address());
     let shutdown = CancellationToken::new();
-    let server = Server::new(&config, Door::open()).add_service(RewardServiceServer::new(Endless));
+    let server = Server::new(&config, Door::open(None)).add_service(RewardServiceServer::new(Endless));
     let health = server.health();
     let task = tokio::spawn(server.serve(bound, shutdown.clone()));
     Running { url, health, shutdown, task }

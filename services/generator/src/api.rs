@@ -8,9 +8,12 @@ use std::{
 };
 
 use attune_engine::Assets;
-use attune_proto::generator::v1::{
-    DescribeRequest, DescribeResponse, GenerateRequest, Load, RewardWorker,
-    generator_service_server::GeneratorService,
+use attune_proto::{
+    generator::v1::{
+        DescribeRequest, DescribeResponse, GenerateRequest, Load, RewardWorker,
+        generator_service_server::GeneratorService,
+    },
+    reward::v1::prompt::Kind,
 };
 use attune_service::{
     auth::{Account, Quotas},
@@ -24,10 +27,12 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     engine::{Inbox, now},
+    metrics::{Operation, Requests},
     output::{Message, Output},
     roster::Listing,
     scheduler,
     sequence::Submission,
+    trail::Trail,
     validate::{Limits, ValidRequest},
     worker::Known,
 };
@@ -46,6 +51,8 @@ pub(crate) struct Api {
     pub(crate) permits: Arc<Semaphore>,
     /// What each owner may have.
     pub(crate) quotas: Quotas,
+    /// What is recorded of every request.
+    pub(crate) requests: Arc<Requests>,
     pub(crate) limits: Limits,
     pub(crate) slots: usize,
     pub(crate) queue: usize,
@@ -116,7 +123,26 @@ impl GeneratorService for Api {
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let arrived = now();
+        let operation = match request.get_ref().prompt.as_ref().and_then(|prompt| prompt.kind.as_ref()) {
+            Some(Kind::Messages(_)) => Operation::Chat,
+            _ => Operation::TextCompletion,
+        };
+        let mut trail = Some(Trail::new(&self.requests, operation, request.metadata(), now()));
+        let answer = self.begin(request, &mut trail).await;
+        if let (Err(status), Some(trail)) = (&answer, trail) {
+            trail.failed(status.code());
+        }
+        answer.map(Response::new)
+    }
+}
+
+impl Api {
+    /// Checks a request and hands it to the engine, which takes its trail along.
+    async fn begin(
+        &self,
+        request: Request<GenerateRequest>,
+        trail: &mut Option<Trail>,
+    ) -> Result<Clocked<ClientStream>, Status> {
         let deadline = deadline(&request)?;
         let owner = Caller::of(&request)?.owner;
         let account = self.quotas.open(&owner)?;
@@ -152,14 +178,18 @@ impl GeneratorService for Api {
         let room = valid.sampling.max_tokens - valid.resumed.len();
         let (output, stream) = Output::new(room, valid.stop.clone(), seen);
         place.take(valid.prompt_ids.len());
+        let Some(mut trail) = trail.take() else {
+            return Err(Status::internal("the request has begun already"));
+        };
+        trail.submitted(&valid);
         let submission =
-            Submission { request: valid, owner, deadline, output, place: Arc::clone(&place), arrived };
+            Submission { request: valid, owner, deadline, output, place: Arc::clone(&place), trail };
         if !self.engine.submit(submission) {
             return Err(Status::unavailable("the generator is shutting down"));
         }
         let messages = ReceiverStream::new(stream);
         let stream = ClientStream { messages, engine: self.engine.clone(), place: Some(place) };
-        Ok(Response::new(Clocked::new(stream, self.clocks)))
+        Ok(Clocked::new(stream, self.clocks))
     }
 }
 
@@ -195,7 +225,7 @@ impl Drop for ClientStream {
 
 /// The moment when the client stops waiting, from `grpc-timeout`. tonic's own timeout ends with the
 /// response's head, so that streams have to keep theirs.
-fn deadline(request: &Request<GenerateRequest>) -> Result<Option<Instant>, Status> {
+pub(crate) fn deadline<T>(request: &Request<T>) -> Result<Option<Instant>, Status> {
     let Some(value) = request.metadata().get("grpc-timeout") else { return Ok(None) };
     let parse = || {
         let text = value.to_str().ok()?;

@@ -214,6 +214,7 @@ mod tests {
                 guidance: &guidance,
                 resolved: None,
                 before,
+                request: &tracing::Span::none(),
             };
             self.pool.open((1, 0), &opening, self.now)
         }

@@ -8,6 +8,7 @@ use attune_service::{
     config::{ConfigError, Merged, check_range, invalid},
     engine::{EngineArgs, EngineConfig},
     sections::{LogConfig, ServerConfig},
+    telemetry::{Settings, TelemetryConfig},
     tls::ClientTlsConfig,
 };
 use serde::{Deserialize, Serialize};
@@ -57,8 +58,10 @@ pub struct GeneratorConfig {
     pub auth: AuthConfig,
     /// What is logged.
     pub log: LogConfig,
-    /// Whether people's texts may stand in the log: prompts and preferences at debug, and what other crates
-    /// write down of what they carry. Default: false.
+    /// What is exported by OTLP. Default: nothing.
+    pub telemetry: TelemetryConfig,
+    /// Whether people's texts may stand in the log, and in what is exported of it: prompts and preferences
+    /// at debug; and on stderr what other crates write down of what they carry. Default: false.
     pub log_content: bool,
 }
 
@@ -78,6 +81,7 @@ impl Default for GeneratorConfig {
             server: ServerConfig::on_port(PORT),
             auth: AuthConfig::default(),
             log: LogConfig::default(),
+            telemetry: TelemetryConfig::default(),
             log_content: false,
         }
     }
@@ -128,7 +132,13 @@ impl GeneratorConfig {
         }
         self.server.validate()?;
         self.auth.validate()?;
+        self.telemetry.validate()?;
         self.log.validate()
+    }
+
+    /// What the process tells of itself.
+    pub fn telemetry(&self) -> Settings<'_> {
+        Settings { log: &self.log, content: self.log_content, telemetry: &self.telemetry }
     }
 
     pub(crate) fn patience(&self) -> Patience {

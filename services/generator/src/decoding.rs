@@ -13,7 +13,7 @@ use attune_engine::{Assets, Output as Wanted, SequenceRows};
 use attune_guidance::{Candidates, RowError};
 use attune_kernels::SelectRow;
 use attune_proto::reward::v1::response_frame::Frame;
-use attune_service::status;
+use attune_service::{status, telemetry::trace};
 use tonic::Status;
 
 use crate::{
@@ -205,7 +205,7 @@ impl Decoding {
             }
             for id in admitted {
                 if let Some(sequence) = self.sequences.get_mut(&id) {
-                    sequence.admitted(now);
+                    sequence.trail.admitted(now);
                 }
                 self.open_sessions(id, now);
             }
@@ -306,6 +306,12 @@ impl Decoding {
     pub(crate) fn selection(&self, rows: &[PlannedRows]) -> Vec<SelectRow<'_>> {
         let complete = rows.iter().filter(|r| r.complete).filter_map(|r| self.sequences.get(&r.id));
         complete.map(|s| SelectRow { k: s.request.sampling.candidates, edits: s.edits() }).collect()
+    }
+
+    /// Links a step's span to the requests that have rows in it.
+    pub(crate) fn link(&self, span: &tracing::Span, rows: &[PlannedRows]) {
+        let sequences = rows.iter().filter_map(|row| self.sequences.get(&row.id));
+        trace::link(span, sequences.map(|sequence| trace::context(sequence.trail.span())));
     }
 
     /// Takes the candidates of the complete rows, and asks the workers for their rewards.

@@ -102,6 +102,9 @@ impl Device {
         let instruments = decoding.instruments();
         let packed = rows.iter().map(|r| r.count).sum();
         instruments.pass(packed);
+        let step = tracing::debug_span!("step", rows = packed);
+        decoding.link(&step, rows);
+        let _step = step.enter();
         let mut lap = Lap::start();
         let logits = {
             let _span = tracing::debug_span!("forward", rows = packed).entered();

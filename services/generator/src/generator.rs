@@ -16,7 +16,6 @@ use attune_service::{
     config::ConfigError,
     listener,
     metrics::Metrics,
-    profiles::Profiles,
     server::{Drain, Server},
     service::{EngineThread, Service},
     tls::ClientTls,
@@ -35,8 +34,9 @@ use crate::{
     discovery::{self, Resolve, Source},
     engine::{Device, Ends, Engine, Inbox},
     fuse::Fuse,
-    metrics::Instruments,
+    metrics::{Instruments, Requests},
     pool::Pool,
+    profiles::Profiles,
     roster::Roster,
     scheduler::{self, Scheduler},
     validate::Limits,
@@ -56,6 +56,14 @@ impl Generator {
     /// # Errors
     /// Says what the model, the memory, an address or a setting has wrong.
     pub async fn start(config: GeneratorConfig) -> anyhow::Result<Self> {
+        Self::start_with(config, Metrics::new("attune-generator")?).await
+    }
+
+    /// `start`, with the metrics of a process that exports them.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub async fn start_with(config: GeneratorConfig, metrics: Metrics) -> anyhow::Result<Self> {
         config.validate()?;
         let device = {
             let config = config.clone();
@@ -72,10 +80,8 @@ impl Generator {
             seed: rand::random(),
             inline: false,
         };
-        let Parts { api, roster, device, scheduler, inbox, ends, seed, counters } =
-            parts(&config, device, surroundings)?;
-        let metrics = Metrics::new("attune-generator")?;
-        let instruments = Instruments::new(&metrics, &api.load, &counters);
+        let Parts { api, roster, device, scheduler, inbox, ends, seed, counters, instruments } =
+            parts(&config, device, surroundings, &metrics)?;
         let (assets, patience) = (Arc::clone(&api.assets), config.patience());
         let engine = EngineThread::spawn(move || {
             let pool = Pool::new(seed, counters);
@@ -85,9 +91,10 @@ impl Generator {
         let mut connections = JoinSet::new();
         connections.spawn(roster.run());
         let max = config.server.max_message_bytes;
+        let profiles = Profiles::new(api.workers.clone(), api.quotas.clone(), max, api.clocks);
         let server = Server::new(&config.server, config.auth.door(config.server.reload())?)
             .add_service(GeneratorServiceServer::new(api).max_decoding_message_size(max))
-            .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
+            .add_service(ProfileServiceServer::new(profiles).max_decoding_message_size(max));
         let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
         Ok(Self { service, inbox, connections })
     }
@@ -139,6 +146,7 @@ pub(crate) struct Parts {
     pub(crate) ends: Ends,
     pub(crate) seed: u64,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) instruments: Instruments,
 }
 
 /// Puts a generator together.
@@ -146,6 +154,7 @@ pub(crate) fn parts(
     config: &GeneratorConfig,
     device: Device,
     surroundings: Surroundings,
+    metrics: &Metrics,
 ) -> anyhow::Result<Parts> {
     let Surroundings { dial, resolve, seed, inline } = surroundings;
     let sources: Vec<Source> = config.reward.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
@@ -175,12 +184,15 @@ pub(crate) fn parts(
         counters: Arc::clone(&counters),
     };
     let guided = !sources.is_empty();
+    let instruments = Instruments::new(metrics, slots, &watched, &counters);
+    let requests = Arc::new(Requests::new(metrics, &assets.id));
     let (roster, workers) = Roster::new(sources, resolve, dialer, inbox.clone());
     let api = Api {
         assets,
         fingerprint,
         engine: inbox.clone(),
         permits: Arc::new(Semaphore::new(slots + config.queue)),
+        requests,
         quotas: Quotas::new(config.auth.limits),
         device: device.model.device(),
         limits: Limits {
@@ -197,7 +209,7 @@ pub(crate) fn parts(
         workers,
     };
     let ends = Ends { commands, load };
-    Ok(Parts { api, roster, device, scheduler, inbox, ends, seed, counters })
+    Ok(Parts { api, roster, device, scheduler, inbox, ends, seed, counters, instruments })
 }
 
 /// The blocks that the configured memory holds, and no more than the slots can use.

@@ -20,6 +20,8 @@ use crate::{
 const MAX_FAULTS: u32 = 8;
 /// The first and the longest pause before a session is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// When a client does well to ask again for what cannot be looked up.
+const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
 /// Each loss doubles the next deadline, up to so many times: a slow worker gets the time it needs.
 const MAX_DOUBLINGS: u32 = 4;
 
@@ -113,6 +115,9 @@ fn failure(
         FailureReason::NotFound => Verdict::Fail(status::not_found("guidance", field, message)),
         FailureReason::Precondition => Verdict::Fail(status::precondition("GUIDANCE", field, message)),
         FailureReason::Unimplemented => Verdict::Fail(Status::unimplemented(format!("{field}: {message}"))),
+        FailureReason::Unavailable => {
+            Verdict::Fail(status::unavailable(format!("{field}: {message}"), UNAVAILABLE_RETRY))
+        }
         FailureReason::Exhausted => {
             // Nobody may hold blocks here while waiting for a slot there.
             sequence.refusals += 1;
@@ -127,6 +132,7 @@ fn failure(
             Verdict::Fine
         }
         reason => {
+            let _request = sequence.trail.attach();
             tracing::warn!(reason = reason.as_str_name(), message, "a reward session failed");
             pool.failed(worker, now);
             lose(sequence, index, Loss::Fault, pool, now);
@@ -149,6 +155,7 @@ pub(crate) fn lose(sequence: &mut Sequence, index: usize, loss: Loss, pool: &mut
     let Some(guide) = sequence.guides.get_mut(index) else { return };
     let Some(session) = guide.session.take() else { return };
     pool.counters().failed.add();
+    session.lost();
     guide.before = Before::Lost(session.worker());
     guide.rewards = None;
     guide.losses += 1;
@@ -190,6 +197,7 @@ pub(crate) fn open(
             guidance: &guide.asked.guidance,
             resolved: guide.resolved.as_ref(),
             before: guide.before,
+            request: sequence.trail.span(),
         };
         match pool.open((id, index), &opening, now) {
             Ok(session) => sequence.opened(index, session, now),
@@ -231,6 +239,7 @@ fn release_late(sequence: &mut Sequence, index: usize, pool: &mut Pool, patience
     let Some(session) = &guide.session else { return };
     if due(guide, patience).is_some_and(|due| due <= now) {
         pool.counters().timeouts.add();
+        let _request = sequence.trail.attach();
         tracing::warn!(step = sequence.step(), "the rewards of a step are late; its session moves");
         pool.failed(session.worker(), now);
         lose(sequence, index, Loss::Circumstance, pool, now);
@@ -254,6 +263,7 @@ fn due(guide: &Guide, patience: &Patience) -> Option<Instant> {
 /// Nobody can reward this text: it ends, or goes on without, as its client said beforehand.
 fn give_up(sequence: &mut Sequence, problem: &str) -> Verdict {
     if sequence.request.continue_unguided {
+        let _request = sequence.trail.attach();
         tracing::warn!(problem, "a text goes on unguided");
         sequence.guides.clear();
         return Verdict::Fine;

@@ -4,7 +4,7 @@
 //! `validate` (every default resolved), `decoding` (every decision) with `scheduler` (who runs, with
 //! which blocks), `engine` (the thread and the forward pass), `guides` and `pool` (the sessions on the
 //! reward workers), `sequence` (rewards fused, token chosen), `output` (text, stop strings, the client's
-//! stream). `roster` finds the workers by `discovery`, and `worker` keeps the connection to one.
+//! stream). `trail` is what is recorded of each request on its way. `roster` finds the workers by `discovery`, and `worker` keeps the connection to one.
 #![forbid(unsafe_code)]
 
 mod api;
@@ -23,11 +23,13 @@ mod guides;
 mod metrics;
 mod output;
 mod pool;
+mod profiles;
 mod roster;
 mod scheduler;
 mod sequence;
 #[doc(hidden)]
 pub mod simulation;
+mod trail;
 mod validate;
 mod worker;
 
@@ -35,14 +37,18 @@ pub use config::{Args, GeneratorConfig};
 pub use fuse::FuseOn;
 pub use generator::Generator;
 
-use attune_service::server::Drain;
+use attune_service::{metrics::Metrics, server::Drain};
 use tokio_util::sync::CancellationToken;
 
-/// Loads the model, serves until `shutdown`, and drains.
+/// Loads the model, serves until `shutdown`, and drains. What it measures of itself goes into `metrics`.
 ///
 /// # Errors
 /// What the model, the address or a setting has wrong, before the port opens; later, that the engine
 /// or the transport failed.
-pub async fn run(config: GeneratorConfig, shutdown: CancellationToken) -> anyhow::Result<Drain> {
-    Generator::start(config).await?.serve(shutdown).await
+pub async fn run(
+    config: GeneratorConfig,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Drain> {
+    Generator::start_with(config, metrics).await?.serve(shutdown).await
 }

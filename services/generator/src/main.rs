@@ -10,10 +10,5 @@ use clap::Parser as _;
 fn main() -> ExitCode {
     let args = Args::parse();
     let config = config::environment().and_then(|env| GeneratorConfig::load(&args, env));
-    service::run(
-        "attune-generator",
-        config,
-        |config| (&config.log, config.log_content),
-        attune_generator::run,
-    )
+    service::run("attune-generator", config, GeneratorConfig::telemetry, attune_generator::run)
 }

@@ -15,8 +15,10 @@ use attune_proto::reward::v1::{
     Advance, Candidates, Close, DescribeResponse, Guidance, Load, Open, Prompt, RequestFrame,
     ResolvedGuidance, ScoreRequest, open::By, request_frame::Frame,
 };
+use attune_service::telemetry::trace::{self, TARGET};
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::sync::mpsc;
+use tracing::{Span, field::Empty};
 
 use crate::{
     breaker::Breaker,
@@ -125,6 +127,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) resolved: Option<&'a ResolvedGuidance>,
     /// What became of its session before this one.
     pub(crate) before: Before,
+    /// The request that it is for.
+    pub(crate) request: &'a Span,
 }
 
 /// What became of the session before the one to open.
@@ -300,7 +304,7 @@ impl Pool {
         self.last_session += 1;
         let id = self.last_session;
         let gone = || NoWorker::Unreachable("the worker has just gone".into());
-        let Worker { state: State::Up(link), breaker, .. } =
+        let Worker { state: State::Up(link), breaker, name, .. } =
             self.workers.get_mut(&worker).ok_or_else(gone)?
         else {
             return Err(gone());
@@ -312,8 +316,20 @@ impl Pool {
             Some(resolved) => By::Resolved(resolved.clone()),
             None => By::Guidance(opening.guidance.clone()),
         };
+        let span = tracing::info_span!(
+            target: TARGET,
+            parent: opening.request,
+            "reward session",
+            otel.kind = "client",
+            otel.status_code = Empty,
+            server.address = name.as_str(),
+            attune.guidance = holder.1 as i64,
+            attune.session.moved = !matches!(opening.before, Before::Nothing),
+        );
+        let traceparent = trace::traceparent(&span);
         let session = Session {
             id,
+            span,
             worker,
             outbox: Rc::clone(&link.outbox),
             sessions: Rc::clone(&link.sessions),
@@ -325,6 +341,7 @@ impl Pool {
             prompt: opening.resolved.is_none().then(|| opening.prompt.clone()),
             generated_tokens: opening.generated.to_vec(),
             by: Some(by),
+            traceparent,
         }));
         Ok(session)
     }
@@ -391,6 +408,7 @@ fn size(frame: &RequestFrame) -> usize {
 #[derive(Debug)]
 pub(crate) struct Session {
     id: u64,
+    span: Span,
     worker: WorkerId,
     outbox: Rc<RefCell<Vec<RequestFrame>>>,
     sessions: Rc<Cell<u32>>,
@@ -401,6 +419,11 @@ impl Session {
     /// Where it is.
     pub(crate) fn worker(&self) -> WorkerId {
         self.worker
+    }
+
+    /// Notes that it ends before its time.
+    pub(crate) fn lost(&self) {
+        self.span.record("otel.status_code", "ERROR");
     }
 
     /// Says which token was chosen at `step`.

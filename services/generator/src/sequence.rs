@@ -9,7 +9,7 @@ use attune_engine::Assets;
 use attune_guidance::{Candidates, RowError, Sampling, Term, against_generator, fuse};
 use attune_kernels::{Chosen, Edits, FuseRow};
 use attune_proto::{
-    generator::v1::{Candidate, Finish, FinishReason, Timings, Token, Usage},
+    generator::v1::{Candidate, Finish, FinishReason, Token, Usage},
     reward::v1::{Normalization, Reference, ResolvedGuidance},
 };
 use attune_service::status;
@@ -21,6 +21,7 @@ use crate::{
     metrics::{Instruments, Lap},
     output::Output,
     pool::{Before, Session},
+    trail::Trail,
     validate::{ValidGuidance, ValidRequest},
 };
 
@@ -40,8 +41,8 @@ pub(crate) struct Submission {
     pub(crate) output: Output,
     /// The client's place among those that run or wait.
     pub(crate) place: Arc<Place>,
-    /// When it came.
-    pub(crate) arrived: Instant,
+    /// What is recorded of it.
+    pub(crate) trail: Trail,
 }
 
 /// A running or waiting text.
@@ -61,10 +62,11 @@ pub(crate) struct Sequence {
     pub(crate) pending: Option<Pending>,
     /// How often a worker had no room for it in a row.
     pub(crate) refusals: u32,
+    /// What is recorded of it.
+    pub(crate) trail: Trail,
     output: Output,
     /// Distinct tokens so far, kept only where a repetition penalty asks for them.
     seen: Vec<u32>,
-    times: Times,
     /// Prompt tokens whose prefill was found in the cache; `None` before the first step.
     cached: Option<usize>,
     place: Arc<Place>,
@@ -110,19 +112,10 @@ pub(crate) struct Pending {
     _wait: tracing::Span,
 }
 
-#[derive(Debug)]
-struct Times {
-    arrived: Instant,
-    admitted: Option<Instant>,
-    first_token: Option<Instant>,
-    last_token: Option<Instant>,
-    reward_wait: f64,
-}
-
 impl Sequence {
     /// The state of a text that has not started.
     pub(crate) fn new(submission: Submission) -> Self {
-        let Submission { request, owner, deadline, output, place, arrived } = submission;
+        let Submission { request, owner, deadline, output, place, trail } = submission;
         let tokens = [&request.prompt_ids[..], &request.resumed].concat();
         let mut seen = Vec::new();
         if request.sampling.repetition_penalty != 1.0 {
@@ -131,7 +124,6 @@ impl Sequence {
             seen.dedup();
         }
         let guides = request.guidances.iter().cloned().map(Guide::new).collect();
-        let times = Times { arrived, admitted: None, first_token: None, last_token: None, reward_wait: 0.0 };
         Self {
             request,
             owner,
@@ -140,9 +132,9 @@ impl Sequence {
             guides,
             pending: None,
             refusals: 0,
+            trail,
             output,
             seen,
-            times,
             cached: None,
             place,
         }
@@ -170,11 +162,6 @@ impl Sequence {
         }
     }
 
-    /// Notes the admission.
-    pub(crate) fn admitted(&mut self, now: Instant) {
-        self.times.admitted.get_or_insert(now);
-    }
-
     /// Notes that the prefill is done, `found` tokens of it found in the cache. The first one counts: a
     /// sequence that comes back finds what it had computed itself.
     pub(crate) fn prefilled(&mut self, found: usize) {
@@ -194,7 +181,7 @@ impl Sequence {
         let wait = if self.guides.is_empty() {
             tracing::Span::none()
         } else {
-            tracing::debug_span!("reward_wait", step = self.step())
+            tracing::debug_span!(parent: self.trail.span(), "reward_wait", step = self.step())
         };
         self.pending = Some(Pending { candidates, since: now, _wait: wait });
     }
@@ -290,7 +277,7 @@ impl Sequence {
             },
         };
         let chosen = {
-            let _span = tracing::debug_span!("fuse").entered();
+            let _span = tracing::debug_span!(parent: self.trail.span(), "fuse").entered();
             fuse.choose(row)?
         };
         let token = self.describe(&candidates, &terms, &chosen)?;
@@ -298,14 +285,9 @@ impl Sequence {
         if !self.guides.is_empty() {
             let wait = now.saturating_duration_since(since);
             instruments.reward_wait.record(wait);
-            // The first token's wait belongs to the prefill.
-            if self.times.first_token.is_some() {
-                self.times.reward_wait += wait.as_secs_f64();
-            }
+            self.trail.waited(wait.as_secs_f64());
         }
-        instruments.token(self.times.arrived, self.times.last_token, now);
-        self.times.last_token = Some(now);
-        self.times.first_token.get_or_insert(now);
+        self.trail.token(self.request.prompt_ids.len(), now);
         self.tokens.push(chosen.id);
         if let (true, Err(at)) = (sampling.repetition_penalty != 1.0, self.seen.binary_search(&chosen.id)) {
             self.seen.insert(at, chosen.id);
@@ -377,6 +359,7 @@ impl Sequence {
     /// tokens and the guidances as they were resolved.
     pub(crate) fn release(&mut self) {
         self.pending = None;
+        self.trail.queued();
         for guide in &mut self.guides {
             guide.session = None;
             guide.rewards = None;
@@ -407,27 +390,21 @@ impl Sequence {
 
     /// Ends the text.
     pub(crate) fn finish(self, reason: FinishReason, now: Instant) {
-        let times = &self.times;
-        let seconds = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
-            (Some(from), Some(to)) => to.duration_since(from).as_secs_f64(),
-            _ => 0.0,
+        let usage = Usage {
+            prompt_tokens: self.request.prompt_ids.len() as u32,
+            generated_tokens: self.step() - self.request.resumed.len() as u32,
+            cached_tokens: self.cached.unwrap_or(0) as u32,
         };
         let finish = Finish {
             reason: reason.into(),
-            usage: Some(Usage {
-                prompt_tokens: self.request.prompt_ids.len() as u32,
-                generated_tokens: self.step() - self.request.resumed.len() as u32,
-                cached_tokens: self.cached.unwrap_or(0) as u32,
-            }),
-            timings: Some(Timings {
-                queue_seconds: seconds(Some(times.arrived), times.admitted),
-                prefill_seconds: seconds(times.admitted, times.first_token),
-                decode_seconds: seconds(times.first_token, Some(now)),
-                reward_wait_seconds: times.reward_wait,
-            }),
+            usage: Some(usage),
+            timings: Some(self.trail.timings(now)),
             seed: self.request.sampling.seed,
             guidances: self.guides.iter().filter_map(|g| g.resolved.clone()).collect(),
         };
+        // Its sessions are part of its trail, and end before it.
+        drop(self.guides);
+        self.trail.finished(reason, &usage);
         // Who has read the end must find the place free.
         drop(self.place);
         self.output.finish(finish);
@@ -435,6 +412,8 @@ impl Sequence {
 
     /// Ends the text with an error.
     pub(crate) fn fail(self, status: Status) {
+        drop(self.guides);
+        self.trail.failed(status.code());
         drop(self.place);
         self.output.fail(status);
     }

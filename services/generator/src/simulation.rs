@@ -18,6 +18,7 @@ use attune_service::{
 use futures::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc};
 use tonic::{
+    metadata::MetadataMap,
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
@@ -30,11 +31,12 @@ use crate::{
     engine::{Device, Engine, Progress, now},
     fuse::Fuse,
     generator::{Parts, Surroundings, blocks, parts},
-    metrics::Instruments,
+    metrics::{Operation, Requests},
     output::Output,
     pool::Pool,
     roster::Roster,
     sequence::Submission,
+    trail::Trail,
     validate::{Limits, ValidRequest},
     worker::Event,
 };
@@ -57,6 +59,7 @@ pub struct Driver {
     engine: Engine,
     assets: Arc<Assets>,
     limits: Limits,
+    requests: Arc<Requests>,
 }
 
 /// The one worker of [`Driver::connect`].
@@ -87,15 +90,15 @@ pub fn generator(
     let cache = model.decoder.cache(blocks(config, &model)?)?;
     let device = Device { model, cache };
     let World { dial, resolve, seed } = world;
-    let Parts { api, roster, device, scheduler, ends, seed, counters, .. } =
-        parts(config, device, Surroundings { dial, resolve, seed, inline: true })?;
-    let instruments = Instruments::new(&Metrics::new("attune-generator")?, &api.load, &counters);
+    let surroundings = Surroundings { dial, resolve, seed, inline: true };
+    let Parts { api, roster, device, scheduler, ends, seed, counters, instruments, .. } =
+        parts(config, device, surroundings, &Metrics::new("attune-generator")?)?;
     let pool = Pool::new(seed, counters);
     let decoding =
         Decoding::new(Arc::clone(&api.assets), scheduler, pool, config.patience(), Fuse::Host, instruments);
-    let (assets, limits) = (Arc::clone(&api.assets), api.limits);
-    let driver = Driver { engine: Engine::new(device, decoding, ends), assets, limits };
-    Ok((GeneratorServiceServer::with_interceptor(api, Door::open()), driver, Roster::run(roster)))
+    let (assets, limits, requests) = (Arc::clone(&api.assets), api.limits, Arc::clone(&api.requests));
+    let driver = Driver { engine: Engine::new(device, decoding, ends), assets, limits, requests };
+    Ok((GeneratorServiceServer::with_interceptor(api, Door::open(None)), driver, Roster::run(roster)))
 }
 
 impl Driver {
@@ -119,8 +122,9 @@ impl Driver {
         let (output, stream) = Output::new(request.sampling.max_tokens, request.stop.clone(), []);
         let account = Quotas::new(OwnerLimits::default()).open("local").ok()?;
         let place = Arc::new(Place::new(Arc::new(Semaphore::new(1)).try_acquire_owned().ok()?, account));
-        let (owner, arrived) = ("local".to_owned(), now());
-        self.engine.submit(Submission { request, owner, deadline: None, output, place, arrived });
+        let trail = Trail::new(&self.requests, Operation::TextCompletion, &MetadataMap::new(), now());
+        let owner = "local".to_owned();
+        self.engine.submit(Submission { request, owner, deadline: None, output, place, trail });
         Some(stream)
     }
 

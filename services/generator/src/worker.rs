@@ -100,11 +100,13 @@ pub(crate) struct Known {
     pub(crate) problem: Option<Problem>,
     /// Sessions open on it, as it last reported.
     pub(crate) sessions: u32,
+    /// The connection, while there is one.
+    pub(crate) channel: Option<Channel>,
 }
 
 impl Default for Known {
     fn default() -> Self {
-        Self { description: None, problem: Some(Problem::default()), sessions: 0 }
+        Self { description: None, problem: Some(Problem::default()), sessions: 0, channel: None }
     }
 }
 
@@ -156,7 +158,13 @@ pub(crate) async fn keep_connected(
                 let since = tokio::time::Instant::now();
                 let description = connection.description.clone();
                 tracing::info!(worker = url, model = description.model_id, "reward worker connected");
-                known.send_replace(Known { description: Some(description), problem: None, sessions: 0 });
+                let channel = Some(connection.channel);
+                known.send_replace(Known {
+                    description: Some(description),
+                    problem: None,
+                    sessions: 0,
+                    channel,
+                });
                 let heartbeat = connection.requests.downgrade();
                 if !engine.worker(id, Event::Up(Box::new(connection.description), connection.requests)) {
                     return;
@@ -184,7 +192,10 @@ pub(crate) async fn keep_connected(
             _ => Problem::Unreachable("the call ended".into()),
         };
         tracing::warn!(worker = url, problem = problem.message(), "reward worker not usable");
-        known.send_modify(|known| known.problem = Some(problem));
+        known.send_modify(|known| {
+            known.problem = Some(problem);
+            known.channel = None;
+        });
         if !engine.worker(id, end) {
             return;
         }
@@ -235,6 +246,7 @@ async fn listen(
 }
 
 struct Connection {
+    channel: Channel,
     description: DescribeResponse,
     requests: mpsc::Sender<ScoreRequest>,
     responses: tonic::Streaming<attune_proto::reward::v1::ScoreResponse>,
@@ -264,7 +276,7 @@ impl Dialer {
         let channel = in_time("the connection", connecting)
             .await?
             .map_err(|e| Problem::Unreachable(format!("cannot connect: {e}")))?;
-        let mut client = RewardServiceClient::new(channel)
+        let mut client = RewardServiceClient::new(channel.clone())
             .max_decoding_message_size(self.max_message_bytes)
             .max_encoding_message_size(self.max_message_bytes);
         let describe = client.describe(DescribeRequest { tokenizer_size: self.fit.tokenizer_size });
@@ -273,7 +285,7 @@ impl Dialer {
         let (requests, outbound) = mpsc::channel(OUTBOUND);
         let score = client.score(ReceiverStream::new(outbound));
         let responses = in_time("Score", score).await?.map_err(|s| unreachable(&s))?.into_inner();
-        Ok(Connection { description, requests, responses })
+        Ok(Connection { channel, description, requests, responses })
     }
 }
 

@@ -6,8 +6,11 @@ use attune_service::{
     engine::{EngineArgs, EngineConfig},
     limits::LimitsConfig,
     sections::{LogConfig, ServerConfig},
+    telemetry::{Settings, TelemetryConfig},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::profiles::ProfilesConfig;
 
 /// The prefix of the worker's environment variables.
 const ENV_PREFIX: &str = "ATTUNE_REWARD_";
@@ -22,12 +25,16 @@ pub struct RewardConfig {
     /// The reward model, and what its engine may take.
     #[serde(flatten, skip_deserializing)]
     pub engine: EngineConfig,
+    /// Where people's profiles are kept.
+    pub profiles: ProfilesConfig,
     /// Where and how gRPC is served. Default: port 50052 on loopback.
     pub server: ServerConfig,
     /// What is logged.
     pub log: LogConfig,
-    /// Whether people's texts may stand in the log: prompts and preferences at debug, and what other crates
-    /// write down of what they carry. Default: false.
+    /// What is exported by OTLP. Default: nothing.
+    pub telemetry: TelemetryConfig,
+    /// Whether people's texts may stand in the log, and in what is exported of it: prompts and preferences
+    /// at debug; and on stderr what other crates write down of what they carry. Default: false.
     pub log_content: bool,
 }
 
@@ -35,11 +42,13 @@ impl Default for RewardConfig {
     fn default() -> Self {
         Self {
             engine: EngineConfig::default(),
+            profiles: ProfilesConfig::default(),
             server: ServerConfig {
                 limits: LimitsConfig { lifetime_seconds: 86_400.0, ..LimitsConfig::default() },
                 ..ServerConfig::on_port(PORT)
             },
             log: LogConfig::default(),
+            telemetry: TelemetryConfig::default(),
             log_content: false,
         }
     }
@@ -52,7 +61,8 @@ impl RewardConfig {
     /// Names the unknown key, or the value that is not allowed, and where it stands.
     pub fn load(args: &Args, env: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let merged = Merged::of::<Self>(args.service.config.as_deref(), ENV_PREFIX, env, args.overrides()?)?;
-        let config = Self { engine: merged.read()?, ..merged.read()? };
+        let mut config = Self { engine: merged.read()?, ..merged.read()? };
+        config.profiles = config.profiles.or_default(|name| std::env::var_os(name).map(Into::into));
         config.validate()?;
         Ok(config)
     }
@@ -63,6 +73,7 @@ impl RewardConfig {
     /// Names the key and what is allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.engine.validate()?;
+        self.profiles.place()?;
         self.server.validate()?;
         let (tls, insecure) = (&self.server.tls, self.server.insecure);
         if let (Some(cert), true, false) = (&tls.cert, tls.client_names.is_empty(), insecure) {
@@ -71,7 +82,13 @@ impl RewardConfig {
                            `server.insecure = true` lets everybody speak to it";
             return Err(invalid("server.tls.cert", cert.display(), allowed));
         }
+        self.telemetry.validate()?;
         self.log.validate()
+    }
+
+    /// What the process tells of itself.
+    pub fn telemetry(&self) -> Settings<'_> {
+        Settings { log: &self.log, content: self.log_content, telemetry: &self.telemetry }
     }
 }
 

@@ -4,7 +4,7 @@
 
 mod pass;
 
-use std::{collections::HashMap, sync::mpsc as jobs, time::Instant};
+use std::{collections::HashMap, time::Instant};
 
 use attune_engine::{ForwardError, PersonWeights, kv::Writes};
 use attune_proto::reward::v1::{
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::{
+    desk::Desk,
     failure::Failure,
     metrics::{Fill, Instruments},
     model::{Features, Model},
@@ -24,6 +25,7 @@ use crate::{
     scheduler::{Key, Scheduler},
     slots::Slot,
     streams::{Outbound, StreamId, Streams},
+    trail::Trail,
 };
 
 /// Commands that wait for the engine; beyond them, calls wait before they read on.
@@ -95,12 +97,14 @@ struct Active {
     ready: Instant,
     /// When this step's candidates came.
     asked: Instant,
+    /// What its trace is told of it.
+    trail: Trail,
 }
 
 /// The engine, to be run on a thread of its own.
 pub(crate) struct Engine {
     commands: mpsc::Receiver<Command>,
-    prompts: jobs::Sender<Job>,
+    desk: Desk,
     model: Model,
     scheduler: Scheduler,
     streams: Streams,
@@ -115,14 +119,14 @@ impl Engine {
     /// An engine without sessions.
     pub(crate) fn new(
         commands: mpsc::Receiver<Command>,
-        prompts: jobs::Sender<Job>,
+        desk: Desk,
         model: Model,
         scheduler: Scheduler,
         instruments: Instruments,
     ) -> Self {
         Self {
             commands,
-            prompts,
+            desk,
             model,
             scheduler,
             streams: Streams::default(),
@@ -253,7 +257,9 @@ impl Engine {
             ));
         }
         let now = Instant::now();
-        let (key, slot) = self.scheduler.open(&open.owner, open.generated_tokens, now)?;
+        let trail = Trail::new(&open.traceparent, open.generated_tokens.len());
+        let opened = self.scheduler.open(&open.owner, open.generated_tokens, now);
+        let (key, slot) = opened.inspect_err(|failure| trail.failed(failure.reason))?;
         self.streams.bind(stream, open.session_id, key);
         let active = Active {
             stream,
@@ -264,13 +270,13 @@ impl Engine {
             features: Features::default(),
             ready: now,
             asked: now,
+            trail,
         };
+        let span = active.trail.prompt();
         self.sessions.insert(key, active);
         // Encoding a long text takes longer than a step: another thread does it.
-        let job = Job { key, slot, prompt: open.prompt, by: open.by };
-        self.prompts
-            .send(job)
-            .map_err(|_| Failure::new(FailureReason::Internal, "the thread that encodes prompts has ended"))
+        let Open { prompt, by, owner, .. } = open;
+        self.desk.take(Job { key, slot, prompt, by, owner, profile: None, span })
     }
 
     /// Admits a session whose guidance is settled.
@@ -279,7 +285,9 @@ impl Engine {
         let Resolved { mut guidance, head_text } = resolved;
         let against_model = guidance.reference() == Reference::Model;
         let writes = if against_model { Writes::Both } else { Writes::One };
-        self.scheduler.admit(key, slot, &guidance.prompt_token_ids, writes)?;
+        let cached = self.scheduler.admit(key, slot, &guidance.prompt_token_ids, writes)?;
+        active.trail.admitted(&guidance.method, cached);
+        self.instruments.opened();
         if let Some(text) = head_text {
             let weights = self.model.preference_weights(&text).map_err(|e| internal(&e))?;
             if weights.iter().flatten().any(|w| !w.is_finite()) {
@@ -317,7 +325,11 @@ impl Engine {
             field = failure.field,
             "a session failed"
         );
+        self.instruments.failed(failure.reason);
         if let Some(key) = self.streams.unbind(stream, session_id) {
+            if let Some(active) = self.sessions.get(&key) {
+                active.trail.failed(failure.reason);
+            }
             self.remove(key);
         }
         self.streams.push(stream, response_frame::Frame::Failed(failure.frame(session_id)));
@@ -340,6 +352,7 @@ impl Engine {
         self.instruments.fill(Fill {
             running: load.sessions as usize,
             waiting: self.sessions.len().saturating_sub(load.sessions as usize),
+            steps: self.scheduler.waiting(),
             cache: self.scheduler.cache_stats(),
         });
         let (start, says) = (Instant::now(), self.streams.any());

@@ -6,11 +6,13 @@
 
 mod api;
 mod config;
+mod desk;
 mod engine;
 mod failure;
 mod method;
 mod metrics;
 mod model;
+mod profiles;
 mod prompts;
 mod resolve;
 mod scheduler;
@@ -19,19 +21,25 @@ mod session;
 pub mod simulation;
 mod slots;
 mod streams;
+mod trail;
 mod worker;
 
 pub use config::{Args, RewardConfig};
+pub use profiles::ProfilesConfig;
 pub use worker::Worker;
 
-use attune_service::server::Drain;
+use attune_service::{metrics::Metrics, server::Drain};
 use tokio_util::sync::CancellationToken;
 
-/// Loads the model, serves until `shutdown`, and drains.
+/// Loads the model, serves until `shutdown`, and drains. What it measures of itself goes into `metrics`.
 ///
 /// # Errors
 /// What the model, the address or a setting has wrong, before the port opens; later, that the engine
 /// or the transport failed.
-pub async fn run(config: RewardConfig, shutdown: CancellationToken) -> anyhow::Result<Drain> {
-    Worker::start(config).await?.serve(shutdown).await
+pub async fn run(
+    config: RewardConfig,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Drain> {
+    Worker::start_with(config, metrics).await?.serve(shutdown).await
 }

@@ -10,5 +10,5 @@ use clap::Parser as _;
 fn main() -> ExitCode {
     let args = Args::parse();
     let config = config::environment().and_then(|env| RewardConfig::load(&args, env));
-    service::run("attune-reward", config, |config| (&config.log, config.log_content), attune_reward::run)
+    service::run("attune-reward", config, RewardConfig::telemetry, attune_reward::run)
 }

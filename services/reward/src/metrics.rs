@@ -1,9 +1,15 @@
 //! What the worker measures of itself; `docs/operations.md` has the table.
 
 use attune_engine::kv::CacheStats;
+use attune_proto::reward::v1::FailureReason;
 use attune_service::metrics::{Metrics, Part, StepTimes};
-use opentelemetry::metrics::{Counter, Histogram};
+use opentelemetry::{
+    KeyValue,
+    metrics::{Counter, Histogram},
+};
 use tokio::sync::watch;
+
+use crate::trail::reason_name;
 
 /// What the engine records into, made once.
 #[derive(Debug)]
@@ -14,9 +20,13 @@ pub(crate) struct Instruments {
     pub(crate) score: Part,
     /// What an iteration has to say, on its way to the calls.
     pub(crate) emit: Part,
+    /// From a session's `Candidates` to their rewards.
+    pub(crate) answer: Part,
     batch_rows: Histogram<u64>,
     fill: watch::Sender<Fill>,
     preempted: Counter<u64>,
+    opened: Counter<u64>,
+    failures: Counter<u64>,
 }
 
 /// How full the worker is.
@@ -26,19 +36,24 @@ pub(crate) struct Fill {
     pub(crate) running: usize,
     /// Sessions whose prompt is still being encoded.
     pub(crate) waiting: usize,
+    /// Sessions that wait for a forward pass, or for an answer.
+    pub(crate) steps: usize,
     /// The cache.
     pub(crate) cache: CacheStats,
 }
 
 impl Instruments {
-    /// All instruments of the worker.
-    pub(crate) fn new(metrics: &Metrics) -> Self {
+    /// All instruments of a worker of so many slots.
+    pub(crate) fn new(metrics: &Metrics, slots: usize) -> Self {
         let step = StepTimes::new(metrics);
         let (fill, watched) = watch::channel(Fill::default());
         let level = |name, about, of: fn(&Fill) -> usize| {
             let fill = watched.clone();
             metrics.level(name, about, move || of(&fill.borrow()) as u64);
         };
+        metrics.level("attune.slots", "Sessions that may be open at once.", move || slots as u64);
+        level("attune.slots.busy", "Slots that sessions hold.", |f| f.running + f.waiting);
+        level("attune.steps.waiting", "Sessions that wait for a pass or an answer.", |f| f.steps);
         level("attune.sessions.running", "Sessions that are admitted.", |f| f.running);
         level("attune.sessions.waiting", "Sessions whose prompt is being encoded.", |f| f.waiting);
         level("attune.cache.blocks.used", "Cache blocks that sessions hold.", |f| f.cache.used);
@@ -55,14 +70,31 @@ impl Instruments {
         let preempted = metrics.counter("attune.preempted", "Sessions that had to make room.");
         // A counter is told from its first increment on: it shall be there from the start.
         preempted.add(0, &[]);
+        let opened = metrics.counter("attune.sessions.opened", "Sessions that were admitted.");
+        opened.add(0, &[]);
+        let failures = metrics.counter("attune.session.failures", "Sessions refused or ended by the worker.");
+        failures.add(0, &reason(FailureReason::Exhausted));
         Self {
             forward: step.part("forward"),
             score: step.part("score"),
             emit: step.part("emit"),
+            answer: step.part("answer"),
             batch_rows: metrics.rows("attune.batch.rows", "Rows of one forward pass."),
             fill,
             preempted,
+            opened,
+            failures,
         }
+    }
+
+    /// A session was admitted.
+    pub(crate) fn opened(&self) {
+        self.opened.add(1, &[]);
+    }
+
+    /// A session was refused, or ended by the worker.
+    pub(crate) fn failed(&self, why: FailureReason) {
+        self.failures.add(1, &reason(why));
     }
 
     /// A forward pass over so many rows has begun.
@@ -81,4 +113,8 @@ impl Instruments {
     pub(crate) fn fill(&self, fill: Fill) {
         self.fill.send_replace(fill);
     }
+}
+
+fn reason(why: FailureReason) -> [KeyValue; 1] {
+    [KeyValue::new("reason", reason_name(why))]
 }

@@ -2,10 +2,12 @@
 
 use std::sync::mpsc as jobs;
 
+use attune_profiles::Profile;
 use attune_proto::reward::v1::{Prompt, open::By};
 use tokio::sync::mpsc;
+use tracing::Span;
 
-use crate::{engine::Command, resolve::Resolver, scheduler::Key, slots::Slot};
+use crate::{engine::Command, failure::Failure, resolve::Resolver, scheduler::Key, slots::Slot};
 
 /// A prompt to encode. It holds its session's slot, so that there are never more jobs than slots.
 pub(crate) struct Job {
@@ -17,6 +19,12 @@ pub(crate) struct Job {
     pub(crate) prompt: Option<Prompt>,
     /// What to be guided by.
     pub(crate) by: Option<By>,
+    /// Whose text it is.
+    pub(crate) owner: String,
+    /// The profile that the guidance names, or why there is none. `None`: it was not looked up.
+    pub(crate) profile: Option<Result<Profile, Failure>>,
+    /// The job in the session's trace; it ends with it.
+    pub(crate) span: Span,
 }
 
 /// Works until the engine is gone.
@@ -33,7 +41,8 @@ pub(crate) fn run(resolver: &Resolver, jobs: &jobs::Receiver<Job>, engine: &mpsc
 impl Job {
     /// Does it; gives what the engine is told of it.
     pub(crate) fn resolve(self, resolver: &Resolver) -> Command {
-        let result = Box::new(resolver.resolve(self.prompt, self.by));
+        let result = Box::new(resolver.resolve(self.prompt, self.by, self.profile));
+        drop(self.span);
         Command::Resolved { key: self.key, slot: self.slot, result }
     }
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use attune_engine::{DefaultReference, Message, PersRm, WeightsForm};
+use attune_profiles::{Profile, Vector};
 use attune_proto::reward::v1::{
-    Context, FailureReason, Guidance, Normalization, Prompt, Reference, ResolvedGuidance, Weights, open::By,
-    prompt::Kind,
+    Context, FailureReason, Guidance, Latent, Normalization, Prompt, Reference, ResolvedGuidance, Weights,
+    open::By, prompt::Kind,
 };
 
-use crate::{failure::Failure, method::Method};
+use crate::{failure::Failure, method::Method, profiles::wire};
 
 /// The most tokens of a preference text that the weight head reads: it is read whole, between two
 /// passes of the others.
@@ -54,13 +55,18 @@ impl Resolver {
     ///
     /// # Errors
     /// Names the field of the guidance, or `prompt`, and the allowed range.
-    pub(crate) fn resolve(&self, prompt: Option<Prompt>, by: Option<By>) -> Result<Resolved, Failure> {
+    pub(crate) fn resolve(
+        &self,
+        prompt: Option<Prompt>,
+        by: Option<By>,
+        profile: Option<Result<Profile, Failure>>,
+    ) -> Result<Resolved, Failure> {
         if self.log_content {
             tracing::debug!(?prompt, ?by, "a session is opened");
         }
         match by {
             None => Err(Failure::invalid("", "neither `guidance` nor `resolved` is set; set one")),
-            Some(By::Guidance(guidance)) => self.settle(prompt, guidance),
+            Some(By::Guidance(guidance)) => self.settle(prompt, guidance, profile),
             Some(By::Resolved(guidance)) => {
                 self.check_resolved(&guidance)?;
                 Ok(Resolved { guidance, head_text: None })
@@ -68,13 +74,23 @@ impl Resolver {
         }
     }
 
-    fn settle(&self, prompt: Option<Prompt>, guidance: Guidance) -> Result<Resolved, Failure> {
+    fn settle(
+        &self,
+        prompt: Option<Prompt>,
+        mut guidance: Guidance,
+        profile: Option<Result<Profile, Failure>>,
+    ) -> Result<Resolved, Failure> {
         self.check_model(&guidance.reward_model)?;
         let method = Method::named(&guidance.method, &self.persrm)?;
+        let profile_revision = match (&guidance.profile, profile) {
+            (None, _) => 0,
+            (Some(_), Some(profile)) => self.join(&mut guidance, profile?)?,
+            (Some(_), None) => {
+                let message = "this worker keeps no profiles; its operator can set `profiles.url`";
+                return Err(Failure::new(FailureReason::Precondition, message).at("profile"));
+            }
+        };
         let guidance = method.fix(guidance)?;
-        if guidance.profile.is_some() {
-            return Err(unimplemented("stored profiles").at("profile"));
-        }
         if guidance.latent.is_some() {
             let message = "the reward model has no latent adapter; leave the latent out";
             return Err(Failure::new(FailureReason::Precondition, message).at("latent"));
@@ -117,8 +133,8 @@ impl Resolver {
             model_revision: self.persrm.assets.revision.clone(),
             method: method.name().to_owned(),
             text,
-            profile: None,
-            profile_revision: 0,
+            profile: guidance.profile,
+            profile_revision,
             weights: guidance.weights,
             reference: reference.into(),
             normalization: normalization.into(),
@@ -127,6 +143,33 @@ impl Resolver {
             latent: None,
         };
         Ok(Resolved { guidance, head_text })
+    }
+
+    /// Puts a profile into a guidance, whose own words and numbers go before the profile's. Gives its revision.
+    fn join(&self, guidance: &mut Guidance, profile: Profile) -> Result<u64, Failure> {
+        let content = profile.content;
+        if guidance.text.as_deref().is_none_or(|text| text.trim().is_empty()) {
+            guidance.text = content.text;
+        }
+        if let (None, None, Some(vector)) = (&guidance.weights, &guidance.latent, content.vector) {
+            let (made, serves) = (&content.model, &self.persrm.assets);
+            if made.revision != serves.revision {
+                let message = format!(
+                    "the profile was made for the reward model `{}` with fingerprint {}; this worker serves `{}` with \
+                     fingerprint {}: fit it again (`attune profile refit`)",
+                    made.id, made.revision, serves.id, serves.revision
+                );
+                return Err(Failure::new(FailureReason::Precondition, message).at("profile"));
+            }
+            match vector {
+                Vector::Weights(values) => guidance.weights = Some(Weights { values }),
+                Vector::Latent(values) => guidance.latent = Some(Latent { values }),
+            }
+            if guidance.reference == i32::from(Reference::Unspecified) {
+                guidance.reference = wire::reference(content.reference).into();
+            }
+        }
+        Ok(profile.revision)
     }
 
     /// The prompt's ids, the preference put in by the model's own template.
@@ -294,12 +337,4 @@ fn context(asked: Context, kind: &Kind, text: bool, has_head: bool) -> Result<Co
             "a preference cannot be put into token ids; where they hold it already, ask for context AS_IS",
         )),
     }
-}
-
-/// What later versions will do.
-fn unimplemented(what: &str) -> Failure {
-    Failure::new(
-        FailureReason::Unimplemented,
-        format!("this version does not implement {what}; send the preference itself"),
-    )
 }

@@ -106,7 +106,7 @@ impl Scheduler {
     }
 
     /// Admits a session with its prompt: it gets blocks for all that it knows and one more token, of
-    /// which those found in the cache need not be read. Nobody else has to go for it.
+    /// which those found in the cache need not be read. Nobody else has to go for it. Gives how many were found.
     ///
     /// # Errors
     /// EXHAUSTED without enough free blocks, INVALID for a prompt that can never be served.
@@ -116,8 +116,8 @@ impl Scheduler {
         slot: Slot,
         prompt: &[u32],
         writes: Writes,
-    ) -> Result<(), Failure> {
-        let Some(entry) = self.entries.get_mut(&key) else { return Ok(()) };
+    ) -> Result<usize, Failure> {
+        let Some(entry) = self.entries.get_mut(&key) else { return Ok(0) };
         entry.session.set_prompt(prompt)?;
         let tokens = entry.session.tokens();
         let positions = (tokens.len() + 1).min(self.limits.context);
@@ -125,9 +125,10 @@ impl Scheduler {
         let table = self.pool.open(reader, tokens, positions).ok_or_else(|| {
             exhausted("too little cache memory is free; try again later or elsewhere".to_owned())
         })?;
-        entry.session.advance_read(table.kept());
+        let kept = table.kept();
+        entry.session.advance_read(kept);
         entry.held = Some(Held { table, _slot: slot });
-        Ok(())
+        Ok(kept)
     }
 
     /// Ends a session and frees what it holds.
@@ -148,6 +149,11 @@ impl Scheduler {
     /// Whether a forward pass has anything to do.
     pub(crate) fn has_work(&self) -> bool {
         self.entries.values().any(|e| e.session.unread() > 0)
+    }
+
+    /// Sessions that wait for a forward pass, or for an answer to their candidates.
+    pub(crate) fn waiting(&self) -> usize {
+        self.entries.values().filter(|e| e.session.unread() > 0 || e.session.waiting()).count()
     }
 
     /// Sessions whose candidates can be answered now, oldest first.

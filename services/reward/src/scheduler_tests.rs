@@ -163,7 +163,7 @@ proptest! {
                 Event::Open(prompt) => {
                     let Ok((key, slot)) = start(&mut s, "ann") else { continue };
                     match s.admit(key, slot, &vec![1; prompt], Writes::One) {
-                        Ok(()) => open.push(key),
+                        Ok(_) => open.push(key),
                         Err(_) => s.remove(key),
                     }
                 }

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use crate::{
     RewardConfig,
     api::Api,
+    desk::Desk,
     engine::{COMMANDS, Command, Engine, Progress},
     metrics::Instruments,
     model::Model,
@@ -53,8 +54,8 @@ pub fn worker(
     let clocks = config.server.limits.clocks();
     let max = config.server.max_message_bytes;
     let api = Api::new(Arc::clone(&persrm), commands.clone(), context, slots, max, clocks);
-    let engine =
-        Engine::new(inbox, prompts, model, scheduler, Instruments::new(&Metrics::new("attune-reward")?));
+    let instruments = Instruments::new(&Metrics::new("attune-reward")?, slots);
+    let engine = Engine::new(inbox, Desk::new(prompts), model, scheduler, instruments);
     let resolver = Resolver::new(persrm, config.log_content);
     let driver = Driver { engine, jobs, resolver, calls: 1 << 32, _commands: commands };
     Ok((RewardServiceServer::new(api), driver))

@@ -11,6 +11,7 @@ use attune_engine::{
     LoadOptions, PersRm, SharedPrefix,
     kv::{Sharing, blocks_for},
 };
+use attune_profiles::{Place, Store, StoreError};
 use attune_proto::{
     profile::v1::profile_service_server::ProfileServiceServer,
     reward::v1::reward_service_server::RewardServiceServer,
@@ -19,7 +20,6 @@ use attune_service::{
     auth::Door,
     listener,
     metrics::Metrics,
-    profiles::Profiles,
     server::{Drain, Server},
     service::{EngineThread, Service},
 };
@@ -29,9 +29,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::Api,
     config::RewardConfig,
+    desk::Desk,
     engine::{COMMANDS, Command, Engine},
     metrics::Instruments,
     model::Model,
+    profiles::ProfileApi,
     prompts,
     resolve::Resolver,
     scheduler::Scheduler,
@@ -42,6 +44,7 @@ use crate::{
 pub struct Worker {
     service: Service,
     commands: mpsc::Sender<Command>,
+    profiles: Option<Arc<Store>>,
 }
 
 impl Worker {
@@ -50,7 +53,19 @@ impl Worker {
     /// # Errors
     /// Says what the model, the memory, the address or a setting has wrong.
     pub async fn start(config: RewardConfig) -> anyhow::Result<Self> {
+        Self::start_with(config, Metrics::new("attune-reward")?).await
+    }
+
+    /// `start`, with the metrics of a process that exports them.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub async fn start_with(config: RewardConfig, metrics: Metrics) -> anyhow::Result<Self> {
         config.validate()?;
+        let profiles = match config.profiles.place()? {
+            Some(place) => Some(open_profiles(place).await?),
+            None => None,
+        };
         let (model, scheduler, persrm) = {
             let config = config.clone();
             tokio::task::spawn_blocking(move || load(&config))
@@ -66,18 +81,22 @@ impl Worker {
             .spawn(move || prompts::run(&resolver, &jobs, &weak))
             .context("cannot start a thread")?;
         let (context, slots) = (scheduler.limits().context, scheduler.slots());
-        let metrics = Metrics::new("attune-reward")?;
-        let engine = Engine::new(inbox, prompts, model, scheduler, Instruments::new(&metrics));
+        let desk = match &profiles {
+            Some(store) => Desk::with_profiles(prompts, Arc::clone(store)),
+            None => Desk::new(prompts),
+        };
+        let engine = Engine::new(inbox, desk, model, scheduler, Instruments::new(&metrics, slots));
         let engine = EngineThread::spawn(move || Ok(engine.run()?))?;
 
         let max = config.server.max_message_bytes;
+        let people = ProfileApi::new(Arc::clone(&persrm), profiles.clone());
         let api = Api::new(persrm, commands.clone(), context, slots, max, config.server.limits.clocks());
         let server = Server::new(&config.server, Door::generators())
             .add_service(RewardServiceServer::new(api).max_decoding_message_size(max))
-            .add_service(ProfileServiceServer::new(Profiles).max_decoding_message_size(max));
+            .add_service(ProfileServiceServer::new(people).max_decoding_message_size(max));
         let bound = listener::open(&config.server).await?;
         let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
-        Ok(Self { service, commands })
+        Ok(Self { service, commands, profiles })
     }
 
     /// Where the worker listens, with the real port.
@@ -96,7 +115,7 @@ impl Worker {
     /// # Errors
     /// The engine or the transport failed.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<Drain> {
-        let Self { service, commands } = self;
+        let Self { service, commands, profiles } = self;
         // A send fails only where the engine has ended, and then there is nothing to drain or to stop.
         let drain = {
             let commands = commands.clone();
@@ -107,8 +126,30 @@ impl Worker {
         let stop = async move {
             let _ = commands.send(Command::Stop).await;
         };
-        service.serve(shutdown, drain, stop).await
+        let drained = service.serve(shutdown, drain, stop).await;
+        if let Some(store) = profiles {
+            store.close().await;
+        }
+        drained
     }
+}
+
+/// The store of profiles. A database that is gone for now is waited for by those who need it; what does not pass by
+/// itself ends the start.
+async fn open_profiles(place: Place) -> anyhow::Result<Arc<Store>> {
+    let store = Arc::new(Store::new(place));
+    match store.connect().await {
+        Ok(()) => tracing::info!(kind = store.kind(), "profiles are kept"),
+        Err(StoreError::Unavailable(trouble)) if store.is_remote() => {
+            tracing::warn!(problem = trouble.to_string(), "the worker starts without its profile store");
+        }
+        Err(error) => {
+            let advice = "cannot open the profile store (the log says why); set `profiles.url` to another, or to \"\" \
+                          for no profiles";
+            return Err(error).context(advice);
+        }
+    }
+    Ok(store)
 }
 
 /// Loads the model and sizes its cache.

@@ -27,7 +27,7 @@ fn method(name: &str, reference: Reference, text: Option<&str>) -> Guidance {
 
 #[tokio::test]
 async fn a_frame_that_does_not_fit_ends_its_own_session_alone() {
-    use FailureReason::{Invalid, NotFound, OutOfOrder, Precondition, Unimplemented, UnknownSession};
+    use FailureReason::{Invalid, NotFound, OutOfOrder, Precondition, UnknownSession};
     let folder = write(Checkpoint::default());
     let running = start(config(&folder)).await;
     let mut call = running.call().await;
@@ -69,7 +69,7 @@ async fn a_frame_that_does_not_fit_ends_its_own_session_alone() {
         (guided(method("experts", Reference::Unspecified, Some("brief"))), Invalid, "text"),
         (guided(Guidance { method: "genarm".into(), ..weights(vec![1.0; D]) }), Invalid, "weights"),
         (guided(Guidance { reward_model: "other".into(), ..Default::default() }), NotFound, "reward_model"),
-        (guided(Guidance { profile: Some("me".into()), ..Default::default() }), Unimplemented, "profile"),
+        (guided(Guidance { profile: Some("me".into()), ..Default::default() }), Precondition, "profile"),
         (
             guided(Guidance { reference: Reference::Model.into(), ..Default::default() }),
             Precondition,

@@ -44,12 +44,14 @@ async fn the_worker_describes_itself() {
 }
 
 #[tokio::test]
-async fn profiles_are_not_implemented_yet() {
+async fn without_a_store_there_are_no_profiles() {
     let folder = write(Checkpoint::default());
     let running = start(config(&folder)).await;
     let mut client = ProfileServiceClient::connect(format!("http://{}", running.address)).await.unwrap();
-    let status = client.get(GetRequest { name: "me".into(), ..Default::default() }).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
+    let asked = GetRequest { name: "me".into(), with_feedback: false };
+    let status = client.get(asked).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("`profiles.url`"), "{status:?}");
 }
 
 #[tokio::test]

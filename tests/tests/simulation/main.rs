@@ -11,7 +11,10 @@ mod world;
 
 use std::{panic::AssertUnwindSafe, sync::OnceLock, time::Duration};
 
-use attune_service::{sections::LogConfig, telemetry};
+use attune_service::{
+    sections::LogConfig,
+    telemetry::{Settings, Telemetry, TelemetryConfig},
+};
 use plan::Plan;
 use world::{Outcome, catalogue, run};
 
@@ -51,7 +54,9 @@ fn faults_change_no_token_and_leave_nothing_behind() {
         Some(seed) => {
             // To be looked at: with all that the services say.
             let log = LogConfig { filter: "debug,h2=info".into(), ..LogConfig::default() };
-            std::mem::forget(telemetry::init(&log, true));
+            let telemetry = &TelemetryConfig::default();
+            let settings = Settings { log: &log, content: true, telemetry };
+            std::mem::forget(Telemetry::start("simulation", settings));
             seed..seed + 1
         }
         None => 0..number("ATTUNE_SIMULATION_SEEDS").unwrap_or(SEEDS),

@@ -8,9 +8,13 @@ mod decode;
 mod elsewhere;
 mod identity;
 mod pair;
+mod profiles;
 mod quantised;
 mod rows;
+mod secure;
 mod service;
+mod sides;
+mod telemetry;
 mod wired;
 
 use std::path::PathBuf;
@@ -115,7 +119,10 @@ pub async fn run(settings: &Settings, say: impl Fn(&str)) -> Result<Vec<Row>> {
         elsewhere::run(settings, size, &mut results).await?;
     }
     quantised::run(settings, &mut results).await?;
+    profiles::run(settings, &mut results).await?;
     wired::run(settings, &mut results).await?;
     identity::run(settings, &mut results).await?;
+    telemetry::run(settings, &mut results).await?;
+    secure::run(settings, &mut results).await?;
     Ok(results.into_rows())
 }

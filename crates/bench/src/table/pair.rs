@@ -9,7 +9,7 @@ use tokio::process::Command;
 use super::{
     Settings, Size,
     child::Child,
-    decode::{STRENGTH, decode, guided, middle, prompt, step_ms, tokens_per_second},
+    decode::{STRENGTH, decode, guided, middle, prompt, step_ms, streams, throughput, tokens_per_second},
     half,
     rows::{Key, Results},
     service::Pair,
@@ -197,54 +197,12 @@ async fn in_company(settings: &Settings, pair: &Pair, results: &mut Results<'_>)
     for round in 0..settings.rounds(3) as u64 {
         let one = decode(&pair.client, guided(&prompt(100 + round), settings.tokens(64))).await?;
         let requests = (0..STREAMS).map(|i| guided(&prompt(200 + round * STREAMS + i), tokens));
-        let begun = requests.map(|request| {
-            tokio::spawn({
-                let client = pair.client.clone();
-                async move { decode(&client, request).await }
-            })
-        });
-        let mut texts = Vec::new();
-        for text in begun.collect::<Vec<_>>() {
-            texts.push(text.await??);
-        }
-        let (alone, together) = (tokens_per_second(&one), together(&texts));
+        let texts = streams(&pair.client, requests).await?;
+        let (alone, together) = (tokens_per_second(&one), throughput(&texts));
         ratios.push(together / alone);
         last = (alone, together);
     }
     let remark = format!("{:.1} tokens/s alone, {:.1} together", last.0, last.1);
     results.add(Key::Streams, middle(ratios), &remark);
     Ok(())
-}
-
-/// Tokens a second while every stream decodes: between the last first token and the first end.
-fn together(texts: &[TextTimes]) -> f64 {
-    let from = texts.iter().map(|t| t.arrivals().next()).max().flatten();
-    let to = texts.iter().map(|t| t.arrivals().last()).min().flatten();
-    let (Some(from), Some(to)) = (from, to) else { return f64::NAN };
-    let within = texts.iter().flat_map(TextTimes::arrivals).filter(|&at| at > from && at <= to).count();
-    within as f64 / to.saturating_duration_since(from).as_secs_f64()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant};
-
-    use attune_proto::generator::v1::Finish;
-
-    use super::*;
-
-    #[test]
-    fn throughput_counts_only_while_all_decode() {
-        let due = Instant::now();
-        let text = |first: u64, gap: u64| TextTimes {
-            due,
-            first_token: Duration::from_millis(first),
-            gaps: vec![Duration::from_millis(gap); 10],
-            tokens: vec![0; 11],
-            finish: Finish::default(),
-        };
-        // The first decodes from 10 ms to 110 ms, the second from 60 ms to 160 ms: 5 tokens each.
-        let got = together(&[text(10, 10), text(60, 10)]);
-        assert!((got - 10.0 / 0.05).abs() < 1e-6, "{got}");
-    }
 }

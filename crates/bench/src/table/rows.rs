@@ -28,12 +28,18 @@ pub enum Key {
     Q8Speed,
     /// Share of equal choices of the two.
     Q8Agreement,
+    /// Tokens a second of a thousand people over those of one.
+    Profiles,
     /// What the wire adds, one row.
     Wire1,
     /// The same with 64 rows.
     Wire64,
     /// Share of texts that stay the same.
     Identity,
+    /// Tokens a second with telemetry over those without.
+    Telemetry,
+    /// Tokens a second with TLS over those in plain text.
+    Tls,
 }
 
 /// What a row must reach.
@@ -74,9 +80,12 @@ impl Display for Key {
             Self::Streams => f.write_str("streams-medium"),
             Self::Q8Speed => f.write_str("q8-speed-medium"),
             Self::Q8Agreement => f.write_str("q8-agreement-medium"),
+            Self::Profiles => f.write_str("profiles-small"),
             Self::Wire1 => f.write_str("wire-1"),
             Self::Wire64 => f.write_str("wire-64"),
             Self::Identity => f.write_str("identity"),
+            Self::Telemetry => f.write_str("telemetry"),
+            Self::Tls => f.write_str("tls"),
         }
     }
 }
@@ -113,12 +122,26 @@ impl Key {
                 "8-bit weights against f32, guided, teacher-forced top-1 agreement, medium".to_owned(),
                 AtLeast(0.99),
             ),
+            Self::Profiles => {
+                ("1,000 different profiles in the mix against one, tokens/s, small".to_owned(), AtLeast(0.97))
+            }
             Self::Wire1 => ("what the wire adds to a step, 1 row, ms".to_owned(), AtMost(0.15)),
             Self::Wire64 => ("what the wire adds to a step, 64 rows, ms".to_owned(), AtMost(0.25)),
             Self::Identity => (
                 "same text at batch 1, 4 and 16, with prefix hits and after a worker is killed, share"
                     .to_owned(),
                 AtLeast(1.0),
+            ),
+            Self::Telemetry => (
+                "16 guided streams, OTLP and a scraped /metrics against neither, share of the tokens/s, small"
+                    .to_owned(),
+                AtLeast(0.98),
+            ),
+            Self::Tls => (
+                "16 guided streams, TLS for clients and mutual TLS in the pair against plain text, share of the \
+                 tokens/s, small"
+                    .to_owned(),
+                AtLeast(0.95),
             ),
         }
     }
@@ -134,7 +157,16 @@ pub fn rows() -> Vec<Key> {
         &both(Key::Cached),
         &both(Key::Coupling),
         &both(Key::Elsewhere),
-        &[Key::Streams, Key::Q8Speed, Key::Q8Agreement, Key::Wire1, Key::Wire64, Key::Identity],
+        &[
+            Key::Streams,
+            Key::Q8Speed,
+            Key::Q8Agreement,
+            Key::Profiles,
+            Key::Wire1,
+            Key::Wire64,
+            Key::Identity,
+        ],
+        &[Key::Telemetry, Key::Tls],
     ]
     .concat()
 }

@@ -44,8 +44,8 @@ fn args(model: &Path, threads: usize, more: &[&str]) -> Vec<String> {
 /// A generator with its worker, each on half of the cores.
 pub(super) struct Pair {
     pub(super) client: GeneratorServiceClient<Channel>,
-    _generator: Service,
-    _worker: Service,
+    generator: Service,
+    worker: Service,
 }
 
 impl Pair {
@@ -53,6 +53,11 @@ impl Pair {
         let threads = super::half();
         let worker = Service::worker(settings, size, threads, more).await?;
         let generator = Service::generator(settings, size, threads, &[&worker.endpoint], more).await?;
-        Ok(Self { client: generator.client().await?, _generator: generator, _worker: worker })
+        Ok(Self { client: generator.client().await?, generator, worker })
+    }
+
+    /// Both admin ports, where there are any.
+    pub(super) fn admin(&self) -> [Option<&str>; 2] {
+        [self.generator.admin.as_deref(), self.worker.admin.as_deref()]
     }
 }

@@ -17,7 +17,7 @@ pub(crate) struct TableArgs {
     #[arg(long, value_name = "DIR", default_value = "models")]
     models: PathBuf,
     /// Only rows whose key begins with one of these: floor, official, cached, coupling, elsewhere,
-    /// streams, q8, wire, identity; most go on with -small or -medium.
+    /// streams, q8, profiles, wire, identity, telemetry, tls; most go on with -small or -medium.
     #[arg(long, value_name = "KEYS", value_delimiter = ',')]
     rows: Vec<String>,
     /// Fewer rounds and tokens: shows that all of it runs, with rough figures.

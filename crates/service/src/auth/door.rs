@@ -14,7 +14,7 @@ pub struct Door(Kind);
 #[derive(Debug, Clone)]
 enum Kind {
     /// Nobody is asked.
-    Open,
+    Open(Caller),
     /// Every caller shows a token.
     Guarded(Arc<Callers>),
     /// The callers are generators, and say for whom they call.
@@ -22,9 +22,9 @@ enum Kind {
 }
 
 impl Door {
-    /// Everybody may call, as the one owner `local`.
-    pub fn open() -> Self {
-        Self(Kind::Open)
+    /// Everybody may call, as the one owner `local`, who may keep so many profiles.
+    pub fn open(profiles: Option<u32>) -> Self {
+        Self(Kind::Open(Caller { profiles, ..Caller::local() }))
     }
 
     /// Generators alone call, and are believed for whom: TLS has checked that they are generators, or the
@@ -41,7 +41,7 @@ impl Door {
 impl Interceptor for Door {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let caller = match &self.0 {
-            Kind::Open => Caller::local(),
+            Kind::Open(local) => local.clone(),
             Kind::Generators => Caller::forwarded(&request)?,
             Kind::Guarded(callers) => callers.identify(bearer(&request)?)?,
         };
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn other_doors_say_who_it_is_as_well() {
-        assert_eq!(Caller::of(&Door::open().call(request("")).unwrap()).unwrap(), Caller::local());
+        assert_eq!(Caller::of(&Door::open(None).call(request("")).unwrap()).unwrap(), Caller::local());
         let mut asked = request("");
         Caller { owner: "bob".into(), profiles: Some(3) }.forward(&mut asked);
         let caller = Caller::of(&Door::generators().call(asked).unwrap()).unwrap();

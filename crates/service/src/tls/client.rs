@@ -81,6 +81,12 @@ impl ClientTls {
         Ok(endpoint.connect_with_connector(connector).await?)
     }
 
+    /// A connection that is opened when it is needed, and again when it was lost.
+    pub(crate) fn connect_lazily(&self, endpoint: Endpoint) -> Channel {
+        let tls = self.clone();
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| tls.clone().open(uri)))
+    }
+
     async fn open(self, uri: Uri) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let name = match self.server_name {

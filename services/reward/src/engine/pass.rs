@@ -5,6 +5,7 @@ use std::time::Instant;
 use attune_engine::{Feature, ForwardError, Question, Side};
 use attune_guidance::RowError;
 use attune_proto::reward::v1::{FailureReason, Rewards, response_frame};
+use attune_service::telemetry::trace;
 
 use super::{Engine, internal};
 use crate::{
@@ -20,6 +21,9 @@ impl Engine {
         self.instruments.preempted(plan.preempted.len());
         let rows = plan.runs.iter().map(|r| r.len).sum();
         self.instruments.pass(rows);
+        let step = tracing::debug_span!("step", rows);
+        self.link(&step, plan.runs.iter().map(|run| run.key));
+        let _step = step.enter();
         let span = tracing::debug_span!("forward", rows).entered();
         let start = Instant::now();
         for key in plan.preempted {
@@ -50,6 +54,7 @@ impl Engine {
                 }
                 active.features.policy = Some(feature);
                 active.ready = now;
+                active.trail.ready();
             }
         }
         for (key, mut feature) in reference {
@@ -120,7 +125,9 @@ impl Engine {
         }
         let start = Instant::now();
         let answers = {
-            let _span = tracing::debug_span!("score", rows = questions.len()).entered();
+            let span = tracing::debug_span!("score", rows = questions.len());
+            self.link(&span, keys.iter().copied());
+            let _span = span.enter();
             self.model.score(&questions)
         };
         let answers = match answers {
@@ -150,11 +157,17 @@ impl Engine {
         }
     }
 
+    /// Links a batch's span to the sessions in it.
+    fn link(&self, span: &tracing::Span, keys: impl Iterator<Item = Key>) {
+        trace::link(span, keys.filter_map(|key| Some(self.sessions.get(&key)?.trail.context())));
+    }
+
     fn reply(&mut self, key: Key, values: Vec<f32>, now: Instant) {
         let (Some(session), Some(active)) = (self.scheduler.session(key), self.sessions.get(&key)) else {
             return;
         };
         session.answered();
+        self.instruments.answer.record(now.saturating_duration_since(active.asked));
         let since = active.asked.max(active.ready);
         let rewards = Rewards {
             session_id: active.session_id,

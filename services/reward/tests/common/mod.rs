@@ -233,6 +233,7 @@ pub fn open(session_id: u64, prompt: Prompt, guidance: Guidance) -> request_fram
         prompt: Some(prompt),
         generated_tokens: vec![],
         by: Some(By::Guidance(guidance)),
+        ..Open::default()
     })
 }
 
@@ -243,6 +244,7 @@ pub fn reopen(session_id: u64, generated: &[u32], resolved: ResolvedGuidance) ->
         prompt: None,
         generated_tokens: generated.to_vec(),
         by: Some(By::Resolved(resolved)),
+        ..Open::default()
     })
 }
 
