@@ -29,9 +29,9 @@ pub(super) fn check(gpu: &Gpu, extent: &Extent, findings: &mut Findings<'_>) -> 
         findings.take(&format!("{name} f32: rewards as on the CPU"), rewards(gpu, &folder));
     }
     for format in [Format::F32, Format::F16, Format::Bf16] {
-        let tokens = if extent.quick { 4 } else { 64 };
-        let rate = company(gpu, &extent.demo.join("base"), format, tokens);
-        let name = format!("embedded base {format:?}: tokens that differ between batch 1 and 16");
+        let (texts, tokens) = if extent.quick { (3, 2) } else { (16, 64) };
+        let rate = company(gpu, &extent.demo.join("base"), format, texts, tokens);
+        let name = format!("embedded base {format:?}: tokens that differ between batch 1 and {texts}");
         match rate {
             Ok(rate) => findings.add(name, None, format!("{:.2} %", 100.0 * rate)),
             Err(error) => findings.add(name, Some(false), format!("{error:#}")),
@@ -40,7 +40,7 @@ pub(super) fn check(gpu: &Gpu, extent: &Extent, findings: &mut Findings<'_>) -> 
     if !extent.quick {
         let folder = random_base(&extent.work, "1b", &Shape::one_billion())?;
         let name = "random 1B bf16: tokens that differ between batch 1 and 16";
-        match company(gpu, &folder, Format::Bf16, 64) {
+        match company(gpu, &folder, Format::Bf16, 16, 64) {
             Ok(rate) => findings.add(name, None, format!("{:.2} %", 100.0 * rate)),
             Err(error) => findings.add(name, Some(false), format!("{error:#}")),
         }
@@ -127,21 +127,20 @@ fn rewards(gpu: &Gpu, folder: &Path) -> Result<String> {
     Ok(format!("largest difference {largest:.1e}"))
 }
 
-/// The share of tokens of 16 greedy texts that are others together than alone.
-fn company(gpu: &Gpu, folder: &Path, format: Format, tokens: usize) -> Result<f64> {
-    const TEXTS: usize = 16;
+/// The share of tokens of greedy texts that are others together than alone.
+fn company(gpu: &Gpu, folder: &Path, format: Format, texts: usize, tokens: usize) -> Result<f64> {
     const PROMPT: usize = 16;
     let model = BaseModel::load_on(folder, "card", &options(Some(format))?, Some(gpu))?;
     let vocab = model.assets.config.vocab;
     let each = blocks_for(PROMPT + tokens) as u32;
-    let cache = model.decoder.cache(each as usize * TEXTS)?;
-    let tables: Vec<Vec<u32>> = (0..TEXTS as u32).map(|i| (i * each..(i + 1) * each).collect()).collect();
-    let decode = |texts: &[usize]| -> Result<Vec<Vec<u32>>> {
+    let cache = model.decoder.cache(each as usize * texts)?;
+    let tables: Vec<Vec<u32>> = (0..texts as u32).map(|i| (i * each..(i + 1) * each).collect()).collect();
+    let decode = |chosen: &[usize]| -> Result<Vec<Vec<u32>>> {
         let mut all: Vec<Vec<u32>> =
-            texts.iter().map(|&i| prompt(i as u64, vocab.min(1500), PROMPT)).collect();
+            chosen.iter().map(|&i| prompt(i as u64, vocab.min(1500), PROMPT)).collect();
         let mut read = 0;
         for _ in 0..tokens {
-            let rows: Vec<SequenceRows<'_>> = texts
+            let rows: Vec<SequenceRows<'_>> = chosen
                 .iter()
                 .zip(&all)
                 .map(|(&i, tokens)| SequenceRows {
@@ -160,13 +159,13 @@ fn company(gpu: &Gpu, folder: &Path, format: Format, tokens: usize) -> Result<f6
         }
         Ok(all.into_iter().map(|text| text[PROMPT..].to_vec()).collect())
     };
-    let together = decode(&(0..TEXTS).collect::<Vec<usize>>())?;
+    let together = decode(&(0..texts).collect::<Vec<usize>>())?;
     let mut differ = 0;
     for (i, text) in together.iter().enumerate() {
         let alone = decode(&[i])?.remove(0);
         differ += alone.iter().zip(text).filter(|(a, b)| a != b).count();
     }
-    Ok(differ as f64 / (TEXTS * tokens) as f64)
+    Ok(differ as f64 / (texts * tokens) as f64)
 }
 
 /// Writes a random base model in bfloat16 where none stands.

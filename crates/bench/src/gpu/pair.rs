@@ -93,7 +93,8 @@ fn differ(a: &[Vec<u32>], b: &[Vec<u32>]) -> f64 {
 }
 
 pub(super) async fn check(ordinal: usize, extent: &Extent, findings: &mut Findings<'_>) -> Result<()> {
-    let (texts, tokens, length) = if extent.quick { (2, 6, 8) } else { (8, 64, 64) };
+    let (texts, tokens, length) = if extent.quick { (2, 4, 6) } else { (8, 64, 64) };
+    let many = if extent.quick { 4 } else { 16 };
     let ids = prompts::random_ids(texts, length, 1500, 11);
     let device = format!("cuda:{ordinal}");
     let requests = |temperature: f32| -> Vec<GenerateRequest> {
@@ -115,8 +116,8 @@ pub(super) async fn check(ordinal: usize, extent: &Extent, findings: &mut Findin
             let name = "the embedded pair on the card, f32, guided, greedy: tokens as on the CPU";
             // Sums have another order there, and a tie may fall the other way: few tokens may differ.
             findings.take(name, got.and_then(|got| close(differ(&got, &on_cpu))));
-            let name = "the same, 16 streams at once";
-            findings.take(name, streams(&pair.client, &requests(0.0)).await);
+            let name = format!("the same, {many} streams at once");
+            findings.take(&name, streams(&pair.client, &requests(0.0), many).await);
             let sampled = pair.decode_all(&requests(0.8)).await?;
             drop(pair);
             let fused = [single, &["--set", "fuse=device"][..]].concat();
@@ -128,8 +129,8 @@ pub(super) async fn check(ordinal: usize, extent: &Extent, findings: &mut Findin
     }
     for dtype in ["bf16", "f16"] {
         let more = &["--dtype", dtype][..];
-        let name = format!("the embedded pair on the card, {dtype}: 16 streams at once");
-        let run = async { streams(&start(&device, (more, more)).await?.client, &requests(0.0)).await };
+        let name = format!("the embedded pair on the card, {dtype}: {many} streams at once");
+        let run = async { streams(&start(&device, (more, more)).await?.client, &requests(0.0), many).await };
         findings.take(&name, run.await);
     }
     if !extent.quick {
@@ -137,7 +138,7 @@ pub(super) async fn check(ordinal: usize, extent: &Extent, findings: &mut Findin
         let run = async {
             let fused = &["--set", "fuse=device"][..];
             let pair = Pair::start(&extent.binaries, &folder, &folder, &device, (fused, &[])).await?;
-            streams(&pair.client, &requests(0.0)).await
+            streams(&pair.client, &requests(0.0), many).await
         };
         findings.take("a random pair of 1B weights, bf16, fused by the kernel", run.await);
     }
@@ -154,8 +155,12 @@ fn same(share: f64) -> Result<String> {
     Ok("all the same".into())
 }
 
-async fn streams(client: &GeneratorServiceClient<Channel>, requests: &[GenerateRequest]) -> Result<String> {
-    let load = Load { streams: 16, texts: 16, warmup: 0, arrivals: Arrivals::Closed, seed: 0 };
+async fn streams(
+    client: &GeneratorServiceClient<Channel>,
+    requests: &[GenerateRequest],
+    many: usize,
+) -> Result<String> {
+    let load = Load { streams: many, texts: many, warmup: 0, arrivals: Arrivals::Closed, seed: 0 };
     let measured = drive(client, requests, &load, || ()).await?;
     ensure!(measured.failures.is_empty(), "texts failed: {:?}", measured.failures);
     let tokens: usize = measured.texts.iter().map(|t| t.tokens.len()).sum();

@@ -43,7 +43,6 @@ struct Thread {
     int place;
     // What it brings to the others, and what it is given back.
     uint64_t brings;
-    uint64_t given[32];
     unsigned any, count;
 };
 
@@ -51,6 +50,8 @@ constexpr size_t STACK = 256 * 1024;
 constexpr unsigned MOST_THREADS = 1024;
 inline jmp_buf scheduler;
 inline Thread threads[MOST_THREADS];
+// What each brought to the last meeting of its warp. Nobody comes to the next before all have read it.
+inline uint64_t brought[MOST_THREADS];
 // Threads that have a stack; they keep it for the next block.
 inline unsigned born;
 inline unsigned current;
@@ -111,10 +112,8 @@ inline bool release(unsigned from, unsigned to, Wait what) {
     for (unsigned i = from; i < to; i++) {
         Thread& t = threads[i];
         if (what == Wait::Warp) {
-            for (unsigned lane = from; lane < to; lane++) {
-                if (threads[lane].wait == Wait::Ended) fail("a warp waits for a thread that has ended");
-                t.given[lane - from] = threads[lane].brings;
-            }
+            if (t.wait == Wait::Ended) fail("a warp waits for a thread that has ended");
+            brought[i] = t.brings;
         }
         t.any = any;
         t.count = count;
@@ -178,8 +177,8 @@ inline unsigned block_count(int line, int x) { return wait(Wait::Block, line, x 
 inline void block(int line) { wait(Wait::Block, line, 0); }
 template <class T> T shuffle(int line, unsigned mask, T x, int step) {
     if (mask != 0xffffffffu) fail("the emulator knows whole warps alone");
-    Thread& self = wait(Wait::Warp, line, bits<T, uint64_t>(x));
-    return bits<uint64_t, T>(self.given[threadIdx.x % 32 ^ step]);
+    wait(Wait::Warp, line, bits<T, uint64_t>(x));
+    return bits<uint64_t, T>(brought[threadIdx.x ^ step]);
 }
 
 }  // namespace emulator
