@@ -38,8 +38,10 @@ impl Doors {
 
         let models = workspace_root().join("models/demo");
         let model = |name: &str| models.join(name).to_string_lossy().into_owned();
-        let worker =
-            Process::start("attune-reward", ["--model", &model("persrm"), "--threads", "1"]).unwrap();
+        let store = format!("profiles.url=sqlite:{}", path.join("profiles.db").display());
+        let persrm = model("persrm");
+        let args = ["--model", &persrm, "--threads", "1", "--set", &store];
+        let worker = Process::start("attune-reward", args).unwrap();
         let base = model("base");
         let common = ["--model", &base, "--threads", "1", "--reward", &worker.endpoint];
         let plain = Process::start("attune-generator", common).unwrap();
@@ -131,7 +133,7 @@ fn the_python_examples_run() {
     let Some(python) = python("the Python examples") else { return };
     let doors = Doors::open();
     let examples = doors.examples("Python", "python");
-    let said = ["ended by eos", "in a polite tone: ", "sampling.top_p: is 2", "base\n"];
+    let said = ["ended by eos", "in a polite tone: ", "sampling.top_p: is 2", "revision 2", "base\n"];
     assert_eq!(examples.len(), said.len());
     for (example, said) in examples.iter().zip(said) {
         let out = run(Command::new(&python).args(["-c", example]).current_dir(doors.folder.path()));

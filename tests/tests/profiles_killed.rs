@@ -125,7 +125,7 @@ async fn list(client: &mut ProfileServiceClient<Channel>) -> BTreeMap<String, u6
 }
 
 /// No file of the worker may grow beyond a bound: what it writes fails, as on a disk that is full.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_said_and_what_was_kept_stays() {
     let folder = tempfile::tempdir().unwrap();
     let model = model(folder.path());

@@ -10,6 +10,7 @@ use attune_proto::{
     generator::v1::{
         GenerateRequest, GuidanceTerm, Sampling, generator_service_client::GeneratorServiceClient,
     },
+    profile::v1::{Profile, PutRequest, profile_service_client::ProfileServiceClient},
     reward::v1::Guidance,
 };
 use attune_service::auth::new_token;
@@ -20,6 +21,7 @@ use tonic::{Code, Request};
 const PROMPT: &str = "xylographer";
 const PREFERENCE: &str = "quixotically";
 const STOP: &str = "zephyrine";
+const TASTE: &str = "sesquipedalian";
 
 fn model(name: &str) -> String {
     workspace_root().join("models/demo").join(name).to_string_lossy().into_owned()
@@ -32,6 +34,12 @@ fn request(method: &str) -> GenerateRequest {
     request.guidances = vec![GuidanceTerm { guidance: Some(guidance), ..GuidanceTerm::default() }];
     let sampling = request.sampling.take();
     request.sampling = sampling.map(|s| Sampling { stop: vec![STOP.to_owned()], ..s });
+    request
+}
+
+fn by<T>(token: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     request
 }
 
@@ -50,17 +58,13 @@ async fn logged(folder: &Path, extra: &[&str]) -> (String, String, String) {
         let args = ["--threads", "1", "--log", "trace"].iter().chain(own).chain(extra);
         (path, Process::start_logging(name, "127.0.0.1:0", args, file).unwrap())
     };
-    let (worker_log, worker) = start("attune-reward", &["--model", &model("persrm")]);
+    let profiles = format!("profiles.url=sqlite:{}", folder.join("profiles.db").display());
+    let (worker_log, worker) = start("attune-reward", &["--model", &model("persrm"), "--set", &profiles]);
     let auth = format!("auth.tokens={}", tokens.display());
     let own = ["--model", &model("base"), "--reward", &worker.endpoint, "--set", &auth];
     let (generator_log, generator) = start("attune-generator", &own);
 
     let mut client = GeneratorServiceClient::connect(generator.endpoint.clone()).await.unwrap();
-    let by = |token: &str, message| {
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
-        request
-    };
     let shown = token.token.expose();
     let answer = Generated::of(&mut client, by(shown, request(""))).await.unwrap();
     assert!(answer.text.len() > 20 && answer.tokens.iter().all(|t| t.guided), "{answer:?}");
@@ -72,7 +76,19 @@ async fn logged(folder: &Path, extra: &[&str]) -> (String, String, String) {
     }
     let status = Generated::of(&mut client, by(&shown[..40], request(""))).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
-    drop(client);
+    let mut profiles = ProfileServiceClient::connect(generator.endpoint.clone()).await.unwrap();
+    let put = |expected_revision| {
+        let profile = Profile { name: "me".into(), text: Some(TASTE.into()), ..Profile::default() };
+        PutRequest { profile: Some(profile), expected_revision, ..PutRequest::default() }
+    };
+    profiles.put(by(shown, put(None))).await.unwrap();
+    assert_eq!(profiles.put(by(shown, put(Some(9)))).await.unwrap_err().code(), Code::Aborted);
+    let guidance = Guidance { profile: Some("me".into()), ..Guidance::default() };
+    let mut kept = request("");
+    kept.guidances = vec![GuidanceTerm { guidance: Some(guidance), ..GuidanceTerm::default() }];
+    let kept = Generated::of(&mut client, by(shown, kept)).await.unwrap();
+    assert_eq!(kept.finish.guidances[0].text.as_deref(), Some(TASTE));
+    drop((client, profiles));
     assert_eq!(generator.terminate().unwrap(), Some(0));
     assert_eq!(worker.terminate().unwrap(), Some(0));
     let read = |path| String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned();
@@ -86,7 +102,7 @@ async fn texts_and_tokens_stand_in_no_log() {
         let (log, answer, token) = logged(folder.path(), &["--set", &format!("log.format={format}")]).await;
         assert!(log.contains("is loaded") && log.contains("attune_generator"), "{log}");
         // A part of a token is one too many as well: the refused caller showed 40 characters of it.
-        for secret in [PROMPT, PREFERENCE, STOP, &answer[..16], &token[..24]] {
+        for secret in [PROMPT, PREFERENCE, STOP, TASTE, &answer[..16], &token[..24]] {
             let line = log.lines().find(|line| line.contains(secret));
             assert_eq!(line, None, "{format}");
         }

@@ -1,5 +1,7 @@
 //! `attune eval`: what `make eval` runs.
 
+mod people;
+
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
@@ -30,8 +32,10 @@ const QUICK: usize = 24;
 
 /// Flags of `attune eval`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct EvalArgs {
+    #[command(subcommand)]
+    what: Option<What>,
     /// The pair: the folder of base and persrm.
     #[arg(long, value_name = "DIR", default_value = "models/demo")]
     models: PathBuf,
@@ -55,7 +59,7 @@ pub(crate) struct EvalArgs {
     #[arg(long)]
     no_bases: bool,
     /// The strength of PAD on the other base models.
-    #[arg(long, value_name = "NUMBER", default_value_t = 1.0)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 2.0)]
     bases_strength: f32,
     /// The sampling temperature of all methods.
     #[arg(long, value_name = "NUMBER", default_value_t = 1.0)]
@@ -77,13 +81,22 @@ pub(crate) struct EvalArgs {
     json: bool,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Measure profiles that are fitted to feedback, against the preference in words.
+    People(Box<people::PeopleArgs>),
+}
+
 fn method(name: &str) -> Result<Method, String> {
     let names = || Method::ALL.map(Method::name).join(", ");
     Method::parse(name).ok_or_else(|| format!("there are {}", names()))
 }
 
 /// Measures, writes and prints.
-pub(crate) async fn run(args: EvalArgs) -> Result<()> {
+pub(crate) async fn run(mut args: EvalArgs) -> Result<()> {
+    if let Some(What::People(people)) = args.what.take() {
+        return people::run(*people).await;
+    }
     let settings = settings(&args)?;
     let (methods, left_out) = settings.methods();
     for (method, why) in &left_out {
@@ -129,9 +142,13 @@ pub(crate) async fn run(args: EvalArgs) -> Result<()> {
     Ok(std::io::stdout().write_all(out.as_bytes())?)
 }
 
+/// The folder of this program, and of the services.
+fn binaries() -> Result<PathBuf> {
+    std::env::current_exe()?.parent().map(Path::to_path_buf).context("no folder of binaries")
+}
+
 fn settings(args: &EvalArgs) -> Result<Settings> {
-    let binaries =
-        std::env::current_exe()?.parent().map(Path::to_path_buf).context("no folder of binaries")?;
+    let binaries = binaries()?;
     let prompts = if args.quick { QUICK } else { args.prompts as usize };
     let strengths = match (args.quick, args.strengths.as_slice()) {
         (true, []) => vec![1.0],

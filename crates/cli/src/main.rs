@@ -1,5 +1,5 @@
-//! The `attune` command: generate, compare, describe, keep profiles, train, write models to measure with, make tokens,
-//! size a pair.
+//! The `attune` command: generate, compare, describe, fit and keep profiles, train, write models to measure with, make
+//! tokens, size a pair.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -11,6 +11,7 @@ mod describe;
 mod eval;
 mod failure;
 mod fetch;
+mod fit;
 mod generate;
 mod gpu;
 mod health;
@@ -46,6 +47,8 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Show what a generator (or a reward worker) serves.
     Describe(describe::DescribeArgs),
+    /// Fit a profile to what somebody said of answers.
+    Fit(Box<fit::FitArgs>),
     /// Keep people's profiles, and carry them over to another store or model.
     Profile(profile::ProfileArgs),
     /// Ask whether a service is well: for health checks that run a command.
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Generate(args) => with_runtime(generate::run(*args)),
         Command::Describe(args) => with_runtime(describe::run(args)),
+        Command::Fit(args) => with_runtime(fit::run(*args)),
         Command::Profile(args) => with_runtime(profile::run(args)),
         Command::Health(args) => with_runtime(health::run(args)),
         Command::Fetch(args) => fetch::run(&args),

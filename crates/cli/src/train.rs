@@ -7,8 +7,10 @@ use std::{io::Write as _, path::PathBuf};
 use anyhow::{Context as _, Result};
 use attune_train::{
     demo::{self, DemoOptions},
+    export,
+    latent::{self, LatentOptions},
     rivals::{self, RivalOptions},
-    world::pairs,
+    world::{Trait, Traits, pairs},
 };
 use clap::Subcommand;
 
@@ -37,6 +39,28 @@ enum What {
     /// model, further base models. What is there already is kept.
     #[command(after_help = "Example:\n  attune train eval --base models/demo/base --out models/eval")]
     Eval(EvalArgs),
+    /// Train the latent adapter of a PersRM of the demo world (CLaP): once, for all people to come.
+    #[command(after_help = "Example:\n  attune train latent --persrm models/demo/persrm --seed 1")]
+    Latent(LatentArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct LatentArgs {
+    /// The PersRM's folder; the adapter is written into it.
+    #[arg(long, value_name = "DIR", default_value = "models/demo/persrm")]
+    persrm: PathBuf,
+    /// All chance comes from it: one seed gives the same file on one machine.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// Steps, in place of the recipe's.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: Option<u32>,
+    /// Seconds instead of minutes, for an adapter of the right form that has learned nothing.
+    #[arg(long)]
+    tiny: bool,
+    /// No progress bars.
+    #[arg(long)]
+    quiet: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,6 +107,10 @@ struct DataArgs {
     /// So many pairs of answers, for `attune train persrm`.
     #[arg(long, value_name = "N")]
     pairs: Option<usize>,
+    /// With --pairs: what somebody says who likes answers with these traits, for `attune fit`. The traits are brief,
+    /// detailed, formal, casual, plain, expert, humour and caution.
+    #[arg(long, value_name = "TRAITS", value_delimiter = ',', value_parser = one_trait, requires = "pairs")]
+    person: Vec<Trait>,
     /// So many answers, for `attune train lm`.
     #[arg(long, value_name = "N")]
     texts: Option<usize>,
@@ -99,10 +127,29 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     match args.what {
         What::Demo(args) => demo(&args),
         What::Eval(args) => eval(&args),
+        What::Latent(args) => latents(&args),
         What::Data(args) => data(&args),
         What::Lm(args) => own::lm(&args),
         What::Persrm(args) => own::persrm(&args),
     }
+}
+
+fn latents(args: &LatentArgs) -> Result<()> {
+    let mut options = if args.tiny { LatentOptions::tiny() } else { LatentOptions::default() };
+    if let Some(steps) = args.steps {
+        options.steps = steps as usize;
+    }
+    let (persrm, tokenizer) = export::read_checkpoint(&args.persrm)?;
+    let (latents, outcome) = latent::train(&persrm, &tokenizer, &options, args.seed, args.quiet)?;
+    latents.write(&args.persrm)?;
+    writeln!(
+        std::io::stdout(),
+        "wrote {}: latents of {} numbers, which order {:.1} % of their people's other comparisons rightly",
+        args.persrm.join(latent::FILE).display(),
+        options.size,
+        100.0 * outcome.accuracy,
+    )?;
+    Ok(())
 }
 
 fn eval(args: &EvalArgs) -> Result<()> {
@@ -114,11 +161,26 @@ fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
+fn one_trait(name: &str) -> Result<Trait, String> {
+    let names = || Trait::ALL.map(Trait::name).join(", ");
+    Trait::parse(name).ok_or_else(|| format!("there are {}", names()))
+}
+
 fn data(args: &DataArgs) -> Result<()> {
     let mut text = String::new();
     if let Some(count) = args.pairs {
-        for pair in pairs::pairs(count, args.seed) {
-            text += &(serde_json::to_string(&pair)? + "\n");
+        if args.person.is_empty() {
+            for pair in pairs::pairs(count, args.seed) {
+                text += &(serde_json::to_string(&pair)? + "\n");
+            }
+        } else {
+            let liked: Traits = args.person.iter().copied().collect();
+            for pairs::Pair { prompt, chosen, rejected, .. } in
+                pairs::pairs_of(liked, pairs::held_out_halves().0, count, args.seed)
+            {
+                let line = serde_json::json!({"prompt": prompt, "chosen": chosen, "rejected": rejected});
+                text += &format!("{line}\n");
+            }
         }
     }
     if let Some(count) = args.texts {

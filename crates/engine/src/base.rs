@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use attune_guidance::{Candidates, RowError};
 use attune_kernels::{
-    SelectRow,
+    SelectRow, Threads,
     cuda::{Element, Gpu, Matrix},
     select,
 };
@@ -99,9 +99,13 @@ impl BaseModel {
     /// # Errors
     /// The device failed.
     pub fn head(&self, hidden: &Rows) -> Result<Logits, ForwardError> {
+        self.head_by(&self.hardware, hidden)
+    }
+
+    fn head_by(&self, on: &Hardware, hidden: &Rows) -> Result<Logits, ForwardError> {
         match (&self.head, hidden) {
             (Head::Cpu(_), hidden) if hidden.count() == 0 => Ok(Logits::Cpu(Vec::new())),
-            (Head::Cpu(linear), hidden) => Ok(Logits::Cpu(self.hardware.linear(hidden, linear)?.to_vec1()?)),
+            (Head::Cpu(linear), hidden) => Ok(Logits::Cpu(on.linear(hidden, linear)?.to_vec1()?)),
             (Head::Card(table), Rows::Card(gpu, hidden)) => match &**table {
                 Table::Card(table) => {
                     Ok(Logits::Card(gpu.clone(), gpu.product(hidden, table, Element::F32)?))
@@ -117,7 +121,19 @@ impl BaseModel {
     /// # Errors
     /// The device failed.
     pub fn logits(&self, hidden: &Rows) -> Result<Vec<f32>, ForwardError> {
-        match self.head(hidden)? {
+        self.logits_by(&self.hardware, hidden)
+    }
+
+    /// [`Self::logits`] on threads of the caller's own, where the model is on a CPU.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn logits_on(&self, hidden: &Rows, threads: &Threads) -> Result<Vec<f32>, ForwardError> {
+        self.logits_by(&self.hardware.with(threads), hidden)
+    }
+
+    fn logits_by(&self, on: &Hardware, hidden: &Rows) -> Result<Vec<f32>, ForwardError> {
+        match self.head_by(on, hidden)? {
             Logits::Cpu(logits) => Ok(logits),
             Logits::Card(gpu, logits) => Ok(gpu.numbers(&logits)?),
         }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use attune_kernels::{AttentionRow, Format};
+use attune_kernels::{AttentionRow, Format, Threads};
 
 use crate::{
     Checkpoint, DecoderConfig, ForwardError, LoadError, LoadOptions,
@@ -109,7 +109,29 @@ impl Decoder {
     /// # Errors
     /// The device failed, or the cache is none of this decoder's.
     pub fn forward(&self, sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Rows, ForwardError> {
-        let (on, eps) = (&self.hardware, self.config.norm_eps);
+        self.forward_by(&self.hardware, sequences, cache)
+    }
+
+    /// [`Self::forward`] on threads of the caller's own, where the decoder is on a CPU: the bits are the same.
+    ///
+    /// # Errors
+    /// As `forward`.
+    pub fn forward_on(
+        &self,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+        threads: &Threads,
+    ) -> Result<Rows, ForwardError> {
+        self.forward_by(&self.hardware.with(threads), sequences, cache)
+    }
+
+    pub(crate) fn forward_by(
+        &self,
+        on: &Hardware,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+    ) -> Result<Rows, ForwardError> {
+        let eps = self.config.norm_eps;
         let plan = on.place(Plan::new(sequences), &attention_shape(&self.config, None))?;
         let mut x = on.embed(&self.embedding, &plan)?;
         for (index, layer) in self.layers.iter().enumerate() {

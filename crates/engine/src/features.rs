@@ -18,8 +18,8 @@ use crate::{
 pub enum Feature {
     /// Multiplied already.
     Cpu(Vec<f32>),
-    /// As they are; the weights beside them.
-    Card(CardRow, Option<Arc<Array<f32>>>),
+    /// On this card, as they are; the weights beside them.
+    Card(Gpu, CardRow, Option<Arc<Array<f32>>>),
 }
 
 /// A person's `w_p`, `[d]`.
@@ -47,8 +47,8 @@ impl Feature {
     /// Every row by itself.
     pub(crate) fn all(rows: Rows) -> Result<Vec<Self>, ForwardError> {
         match rows {
-            Rows::Card(_, matrix) => {
-                Ok(CardRow::all(matrix).into_iter().map(|row| Self::Card(row, None)).collect())
+            Rows::Card(gpu, matrix) => {
+                Ok(CardRow::all(matrix).into_iter().map(|row| Self::Card(gpu.clone(), row, None)).collect())
             }
             cpu @ Rows::Cpu(_) if cpu.count() == 0 => Ok(Vec::new()),
             cpu @ Rows::Cpu(_) => Ok(cpu.to_vec2()?.into_iter().map(Self::Cpu).collect()),
@@ -61,15 +61,32 @@ impl Feature {
             (Self::Cpu(features), PersonWeights::Cpu(weights)) => {
                 features.iter_mut().zip(weights).for_each(|(f, w)| *f *= w);
             }
-            (Self::Card(_, own), PersonWeights::Card(weights)) => *own = Some(Arc::clone(weights)),
+            (Self::Card(_, _, own), PersonWeights::Card(weights)) => *own = Some(Arc::clone(weights)),
             // Both come from one model.
             (Self::Cpu(_), PersonWeights::Card(_)) | (Self::Card(..), PersonWeights::Cpu(_)) => {}
         }
     }
 
+    /// Changes the features on the host: from a card they come here and go back.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn change(&mut self, change: impl FnOnce(&mut [f32])) -> Result<(), ForwardError> {
+        match self {
+            Self::Cpu(features) => change(features),
+            Self::Card(gpu, row, _) => {
+                let (element, width) = (row.element(), row.width());
+                let mut features = gpu.numbers(&gpu.gather(element, width, &[(row, None)])?)?;
+                change(&mut features);
+                *row = CardRow::of(gpu.upload_numbers(element, 1, width, &features)?);
+            }
+        }
+        Ok(())
+    }
+
     fn on_card(&self) -> Result<(&CardRow, Option<&Array<f32>>), ForwardError> {
         match self {
-            Self::Card(row, weights) => Ok((row, weights.as_deref())),
+            Self::Card(_, row, weights) => Ok((row, weights.as_deref())),
             Self::Cpu(_) => Err(ForwardError::Elsewhere("a feature".into())),
         }
     }

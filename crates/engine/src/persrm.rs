@@ -7,16 +7,19 @@
 use std::{path::Path, sync::Arc};
 
 use attune_guidance::RowError;
-use attune_kernels::{EmbeddingTable, cuda::Gpu};
+use attune_kernels::{EmbeddingTable, Threads, cuda::Gpu};
 
 use crate::{
-    Assets, Checkpoint, Decoder, DecoderConfig, DefaultReference, Feature, ForwardError, LoadError,
-    LoadOptions, ModelPath, Output, PersRmSettings, PersonWeights, PreferenceTemplate, Question,
+    Assets, Checkpoint, Decoder, DecoderConfig, DefaultReference, Feature, ForwardError, LatentAdapter,
+    LoadError, LoadOptions, ModelPath, Output, PersRmSettings, PersonWeights, PreferenceTemplate, Question,
     SequenceRows, WeightsForm,
     features::{self, Heads},
     kv::{BLOCK_SIZE, KvCache, blocks_for},
     ops::{Hardware, Linear, Rows, Table},
 };
+
+/// Where the latent adapter lies.
+const LATENT_FILE: &str = "latent_adapter.safetensors";
 
 /// Which of the two models of a PersRM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct PersRm {
     value_head: Option<Linear>,
     /// From the hidden state at the end of a preference text to `w_p`.
     weight_head: Option<Linear>,
+    /// The latent form of a person.
+    latent: Option<LatentAdapter>,
     weights_form: WeightsForm,
     hardware: Hardware,
 }
@@ -75,7 +80,7 @@ impl PersRm {
         options: &LoadOptions,
         gpu: Option<&Gpu>,
     ) -> Result<Self, LoadError> {
-        let (assets, checkpoint) = Assets::open(path, id, options)?;
+        let (mut assets, checkpoint) = Assets::open(path, id, options)?;
         let hardware = Hardware::new(gpu, &assets, options)?;
         let folder = checkpoint.folder();
         let settings = PersRmSettings::load(folder)?;
@@ -119,6 +124,15 @@ impl PersRm {
         let weight_head = (settings.weights != WeightsForm::Ones)
             .then(|| head("weight_head.safetensors", "weight", "bias"))
             .transpose()?;
+        let latent = match settings.latent {
+            None => None,
+            Some(shape) => {
+                let tensors = Checkpoint::open_file(folder, LATENT_FILE)?;
+                // A latent means nothing under another adapter.
+                assets.revision = format!("{}-{}", assets.revision, tensors.fingerprint());
+                Some(LatentAdapter::load(&tensors, &shape, d)?)
+            }
+        };
         let fallback =
             if reference.is_some() { DefaultReference::Model } else { DefaultReference::Generator };
         let default_reference = settings.reference.unwrap_or(fallback);
@@ -135,6 +149,7 @@ impl PersRm {
             reference,
             value_head,
             weight_head,
+            latent,
             weights_form: settings.weights,
             hardware,
             assets,
@@ -156,9 +171,19 @@ impl PersRm {
         self.weights_form
     }
 
+    /// The latent form of a person, where the folder has one.
+    pub fn latent(&self) -> Option<&LatentAdapter> {
+        self.latent.as_ref()
+    }
+
     /// Where it computes: "cpu" or "cuda:N".
     pub fn device(&self) -> String {
         self.hardware.name()
+    }
+
+    /// Whether it is on a card, so that its output embedding cannot be read here.
+    pub fn is_on_card(&self) -> bool {
+        matches!(self.hardware, Hardware::Card(..))
     }
 
     /// A cache of `blocks` blocks for one side, where the model is. Both sides use the same block ids.
@@ -187,7 +212,7 @@ impl PersRm {
         sequences: &[SequenceRows<'_>],
         cache: &KvCache,
     ) -> Result<Vec<Feature>, ForwardError> {
-        Feature::all(self.phi(side, sequences, cache)?)
+        Feature::all(self.phi(&self.hardware, side, sequences, cache)?)
     }
 
     /// The features `phi(h)` of the wanted rows, one `[d]` each.
@@ -203,13 +228,37 @@ impl PersRm {
         sequences: &[SequenceRows<'_>],
         cache: &KvCache,
     ) -> Result<Vec<Vec<f32>>, ForwardError> {
-        self.phi(side, sequences, cache)?.to_vec2()
+        self.phi(&self.hardware, side, sequences, cache)?.to_vec2()
     }
 
-    fn phi(&self, side: Side, sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Rows, ForwardError> {
-        let hidden = self.scorer(side).decoder.forward(sequences, cache)?;
+    /// [`Self::features`] on threads of the caller's own, where the model is on a CPU: for work beside the
+    /// running batch.
+    ///
+    /// # Errors
+    /// As `features`.
+    ///
+    /// # Panics
+    /// As `features`.
+    pub fn features_on(
+        &self,
+        side: Side,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+        threads: &Threads,
+    ) -> Result<Vec<Vec<f32>>, ForwardError> {
+        self.phi(&self.hardware.with(threads), side, sequences, cache)?.to_vec2()
+    }
+
+    fn phi(
+        &self,
+        on: &Hardware,
+        side: Side,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+    ) -> Result<Rows, ForwardError> {
+        let hidden = self.scorer(side).decoder.forward_by(on, sequences, cache)?;
         match &self.value_head {
-            Some(head) if hidden.count() > 0 => self.hardware.linear_narrow(&hidden, head),
+            Some(head) if hidden.count() > 0 => on.linear_narrow(&hidden, head),
             _ => Ok(hidden),
         }
     }

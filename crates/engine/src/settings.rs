@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::LoadError;
+use crate::{LatentShape, LoadError};
 
 /// The contents of `attune.json`. Every key may be absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct PersRmSettings {
     /// The scale of the loss it was trained with; the fit of profiles uses it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta: Option<f64>,
+    /// The sizes of the latent adapter, where one lies in the folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent: Option<LatentShape>,
 }
 
 /// Where `w_p` comes from when a guidance gives a preference text and no vector.

@@ -10,6 +10,7 @@ pub mod asks;
 pub mod bases;
 pub mod method;
 pub mod models;
+pub mod people;
 pub mod plot;
 pub mod run;
 pub mod score;

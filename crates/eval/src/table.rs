@@ -136,27 +136,26 @@ pub fn verdicts(rows: &[Row]) -> Vec<Verdict> {
             continue;
         };
         // At no strength may the rival be as good in one and better in the other.
-        let dominated = of_it.iter().all(|row| {
-            rows.iter()
-                .any(|p| is_pad(p) && p.satisfaction > row.satisfaction && p.well_formed >= row.well_formed)
-        });
-        let line = format!(
-            "above {rival} at every strength: {:.1} % well formed {:.1} %, its highest {:.1} % well formed {:.1} %",
-            100.0 * pad.satisfaction,
-            formed,
-            100.0 * best.satisfaction,
-            100.0 * best.well_formed
-        );
-        say(line, dominated);
+        let dominated = |among: &dyn Fn(&Row) -> bool| {
+            of_it.iter().filter(|row| among(row)).all(|row| {
+                let above = |p: &Row| p.satisfaction > row.satisfaction && p.well_formed >= row.well_formed;
+                rows.iter().any(|p| is_pad(p) && above(p))
+            })
+        };
+        let shares = |row: &Row| {
+            format!("{:.1} % well formed {:.1} %", 100.0 * row.satisfaction, 100.0 * row.well_formed)
+        };
+        let fluent = |row: &Row| row.well_formed >= 0.95;
+        let line = format!("above {rival} wherever it is well formed in at least 95 %: {}", shares(pad));
+        say(line, dominated(&fluent));
+        let line = format!("above {rival} at every strength: {}, its highest {}", shares(pad), shares(best));
+        say(line, dominated(&|_| true));
         // The other strengths of experts are ours.
         let merged = of_it.iter().find(|row| rival == Method::Experts.name() && row.strength == 1.0);
         if let Some(merged) = merged {
             let better = pad.satisfaction > merged.satisfaction && pad.well_formed >= merged.well_formed;
-            let line = format!(
-                "above {rival} merged as published (weights that sum to 1): {:.1} % well formed {:.1} %",
-                100.0 * merged.satisfaction,
-                100.0 * merged.well_formed
-            );
+            let line =
+                format!("above {rival} merged as published (weights that sum to 1): {}", shares(merged));
             say(line, better);
         }
     }
@@ -278,11 +277,18 @@ mod tests {
         assert_eq!(judged(&rows).unwrap().strength, 1.0);
         assert!(verdicts(&rows).iter().all(|v| v.holds), "{:?}", verdicts(&rows));
         rows.push(row(Method::LinearAlignment, 3.0, 0.6, 0.97));
-        let missed: Vec<_> = verdicts(&rows).into_iter().filter(|v| !v.holds).collect();
-        assert_eq!(missed.len(), 1);
-        assert!(missed[0].line.contains("linear-alignment"));
+        let missed = |rows: &[Row]| -> Vec<String> {
+            verdicts(rows).into_iter().filter(|v| !v.holds).map(|v| v.line).collect()
+        };
+        assert_eq!(missed(&rows).len(), 2);
+        assert!(missed(&rows).iter().all(|line| line.contains("linear-alignment")));
         let best = best(&rows);
         assert_eq!(best.iter().find(|r| r.method == "linear-alignment").unwrap().strength, 3.0);
+        // Where it pays with its form, it is above at a strength, but not where that counts.
+        rows.pop();
+        rows.push(row(Method::LinearAlignment, 9.0, 0.95, 0.6));
+        assert!(missed(&rows).iter().all(|line| line.contains("at every strength")));
+        assert_eq!(missed(&rows).len(), 1);
     }
 
     #[test]

@@ -39,7 +39,16 @@ pub fn render(report: &DemoReport) -> String {
         state at the end of the preference's text to `w_p`; the preference does not stand in the prompt, DPO-form loss with \
         beta {head_beta} against the base as it is (reference GENERATOR); {head_pairs} other pairs. Final loss {head_loss:.3}, \
         pairs ordered rightly {head_accuracy:.1} %. It acts where a guidance gives a text with context AS_IS, and nowhere else \
-        (`head-as-is` in `attune.json`).\n\n",
+        (`head-as-is` in `attune.json`).\n\
+        - **Latent adapter** (`latent_adapter.safetensors`): the PersRM frozen, latents of {latent_size} numbers, an adapter of rank \
+        {latent_rank} behind the last layer and an encoder of {latent_inner} inner numbers; {people} synthetic people of {latent_pairs} \
+        comparisons each. A latent orders {latent_accuracy:.1} % of its person's other comparisons rightly.\n\n",
+        latent_size = options.latent.size,
+        latent_rank = options.latent.rank,
+        latent_inner = options.latent.inner,
+        people = options.latent.people,
+        latent_pairs = options.latent.pairs,
+        latent_accuracy = report.latent.accuracy * 100.0,
         seed = options.seed,
         topics = crate::world::Topic::all().count(),
         vocabulary = report.vocabulary,

@@ -9,6 +9,7 @@ use tokenizers::Tokenizer;
 use crate::batch::Encoded;
 use crate::dpo::{self, DpoOptions, DpoOutcome};
 use crate::head::{self, Against, HeadTask, WeightHead};
+use crate::latent::{self, LatentOptions, LatentOutcome};
 use crate::lm::{self, LmOptions};
 use crate::measure::{self, HeldOut, Measurement, Models, measure, show};
 use crate::model::{Llama, ModelConfig, Variant};
@@ -34,6 +35,8 @@ pub struct DemoOptions {
     pub dpo: DpoOptions,
     /// Its second stage: the weight head.
     pub head: HeadOptions,
+    /// The latent form of a person, on the PersRM that both stages made.
+    pub latent: LatentOptions,
     /// Questions of the measurement.
     pub prompts: usize,
     /// Strengths of the measurement.
@@ -83,6 +86,7 @@ impl DemoOptions {
             lm: LmOptions { texts: 32_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
             dpo: DpoOptions { pairs: 9_600, batch: 16, rate: 7e-4, warm_up: 0.1, beta: 0.3, anchor: 8.0 },
             head: HeadOptions { pairs: 2_400, batch: 16, rate: 1e-2, warm_up: 0.1, beta: 0.3 },
+            latent: LatentOptions::default(),
             prompts: 100,
             strengths: vec![1.0, 2.0, 3.0],
             max_tokens: 160,
@@ -104,6 +108,7 @@ impl DemoOptions {
         options.dpo.batch = 8;
         options.head.pairs = 16;
         options.head.batch = 8;
+        options.latent = LatentOptions::tiny();
         options.prompts = 4;
         options.strengths = vec![1.0];
         options.max_tokens = 8;
@@ -127,6 +132,8 @@ pub struct DemoReport {
     pub dpo: DpoOutcome,
     /// How its second stage ended.
     pub head: Summary,
+    /// How the latents' training ended.
+    pub latent: LatentOutcome,
     /// One question and its greedy answers: unguided, then guided by one preference after another.
     pub shown: measure::Shown,
     /// The figures of the model card.
@@ -159,6 +166,8 @@ pub fn make(options: &DemoOptions) -> Result<DemoReport> {
     let folder = options.out.join("persrm");
     export::write_persrm(&folder, &persrm, &base, &words, options.dpo.beta)?;
     head.write(&folder)?;
+    let (latents, latent_outcome) = latent::train(&persrm, &words, &options.latent, seed, options.quiet)?;
+    latents.write(&folder)?;
 
     let held_out = HeldOut::draw(options.prompts, WORDINGS, seed);
     export::write_json(&options.out.join("prompts.json"), &serde_json::to_value(&held_out)?)?;
@@ -174,6 +183,7 @@ pub fn make(options: &DemoOptions) -> Result<DemoReport> {
         lm_loss,
         dpo: outcome,
         head: head_outcome,
+        latent: latent_outcome,
         measurement,
     };
     let path = options.out.join("README.md");

@@ -167,6 +167,7 @@ pub fn write_persrm(
         reference: Some(DefaultReference::Model),
         reference_model: Some("reference".to_owned()),
         beta: Some(beta),
+        latent: None,
     };
     write_json(&folder.join(PersRmSettings::FILE), &serde_json::to_value(settings)?)?;
     write_weights(&folder.join("reference"), reference)

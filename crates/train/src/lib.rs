@@ -18,6 +18,7 @@ pub mod demo;
 pub mod dpo;
 pub mod export;
 pub mod head;
+pub mod latent;
 pub mod lm;
 pub mod lora;
 pub mod measure;

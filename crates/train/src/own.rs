@@ -166,6 +166,7 @@ pub fn stage_one(options: &OwnOptions, stage: &StageOne, stop: &AtomicBool) -> R
             reference: Some(DefaultReference::Model),
             reference_model,
             beta: Some(beta),
+            latent: None,
         };
         write_settings(&options.out, &settings)?;
         place.finish()?;

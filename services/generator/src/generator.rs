@@ -27,6 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    answers::AnswerReader,
     api::Api,
     config::GeneratorConfig,
     counters::Counters,
@@ -83,6 +84,7 @@ impl Generator {
         let Parts { api, roster, device, scheduler, inbox, ends, seed, counters, instruments } =
             parts(&config, device, surroundings, &metrics)?;
         let (assets, patience) = (Arc::clone(&api.assets), config.patience());
+        let answers = AnswerReader::new(Arc::clone(&device.model))?;
         let engine = EngineThread::spawn(move || {
             let pool = Pool::new(seed, counters);
             let decoding = Decoding::new(assets, scheduler, pool, patience, fuse, instruments);
@@ -91,7 +93,7 @@ impl Generator {
         let mut connections = JoinSet::new();
         connections.spawn(roster.run());
         let max = config.server.max_message_bytes;
-        let profiles = Profiles::new(api.workers.clone(), api.quotas.clone(), max, api.clocks);
+        let profiles = Profiles::new(api.workers.clone(), api.quotas.clone(), max, api.clocks, answers);
         let server = Server::new(&config.server, config.auth.door(config.server.reload())?)
             .add_service(GeneratorServiceServer::new(api).max_decoding_message_size(max))
             .add_service(ProfileServiceServer::new(profiles).max_decoding_message_size(max));

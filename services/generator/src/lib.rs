@@ -7,6 +7,7 @@
 //! stream). `trail` is what is recorded of each request on its way. `roster` finds the workers by `discovery`, and `worker` keeps the connection to one.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod api;
 mod backoff;
 mod breaker;

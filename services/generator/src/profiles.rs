@@ -21,13 +21,16 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, timeout_at},
 };
-use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
-use crate::{api::deadline, roster::Listing};
+use crate::{answers::AnswerReader, api::deadline, roster::Listing};
 
 /// Calls at once, of all clients: each holds a message at most.
 const CALLS: usize = 256;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Feedback beyond this is not read: no worker fits so much at once.
+const MOST_FEEDBACK: usize = 512;
 
 /// Passes calls on.
 pub(crate) struct Profiles {
@@ -37,6 +40,9 @@ pub(crate) struct Profiles {
     quotas: Quotas,
     max_message_bytes: usize,
     clocks: Clocks,
+    /// Reads the answers of fits with the base model; one fit's at a time.
+    answers: Arc<AnswerReader>,
+    reading: Arc<Semaphore>,
 }
 
 /// A call on its way: to whom, and what it says.
@@ -54,8 +60,10 @@ impl Profiles {
         quotas: Quotas,
         max_message_bytes: usize,
         clocks: Clocks,
+        answers: AnswerReader,
     ) -> Self {
-        Self { workers, calls: Arc::new(Semaphore::new(CALLS)), quotas, max_message_bytes, clocks }
+        let (calls, reading) = (Arc::new(Semaphore::new(CALLS)), Arc::new(Semaphore::new(1)));
+        Self { workers, calls, quotas, max_message_bytes, clocks, answers: Arc::new(answers), reading }
     }
 
     /// Prepares a call to a worker that serves this model, or any where it is empty.
@@ -107,6 +115,39 @@ impl Profiles {
         ))
     }
 
+    /// Puts the base model's log-probabilities into a fit's feedback: whatever it is measured against now, what is
+    /// kept of it may be fitted against the base later.
+    async fn read_answers(
+        &self,
+        request: &mut Request<FitRequest>,
+        deadline: Option<Instant>,
+    ) -> Result<(), Status> {
+        let mut feedback = std::mem::take(&mut request.get_mut().feedback);
+        if feedback.len() > MOST_FEEDBACK {
+            // The worker says so; nothing is read in vain.
+            request.get_mut().feedback = feedback;
+            return Ok(());
+        }
+        let (answers, turn) = (Arc::clone(&self.answers), Arc::clone(&self.reading));
+        let wanted = CancellationToken::new();
+        // Where the client goes, this future is dropped, and the reading ends.
+        let _gone = wanted.clone().drop_guard();
+        let read = async move {
+            let turn = turn.acquire_owned().await.map_err(|_| Status::internal("the reading has ended"))?;
+            let read = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                answers.fill(&mut feedback, || !wanted.is_cancelled()).map(|()| feedback)
+            });
+            read.await.map_err(|e| Status::internal(format!("the reading of the answers broke off: {e}")))?
+        };
+        let late = || Status::deadline_exceeded("the deadline came before the answers were read");
+        request.get_mut().feedback = match deadline {
+            None => read.await?,
+            Some(deadline) => timeout_at(deadline, read).await.map_err(|_| late())??,
+        };
+        Ok(())
+    }
+
     /// The ids of the models that are served now.
     fn models(&self) -> BTreeSet<String> {
         let listing = self.workers.borrow().clone();
@@ -136,23 +177,23 @@ impl ProfileService for Profiles {
                 return Err(status::invalid("profile.model_id", message));
             }
         }
-        let Passage { mut worker, request, place: _place, .. } = self.passage(request, &model)?;
-        worker.put(request).await.map_err(|s| passed(&s))
+        let Passage { mut worker, request, deadline, place: _place } = self.passage(request, &model)?;
+        in_time(deadline, worker.put(request)).await
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let Passage { mut worker, request, place: _place, .. } = self.passage(request, "")?;
-        worker.get(request).await.map_err(|s| passed(&s))
+        let Passage { mut worker, request, deadline, place: _place } = self.passage(request, "")?;
+        in_time(deadline, worker.get(request)).await
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        let Passage { mut worker, request, place: _place, .. } = self.passage(request, "")?;
-        worker.list(request).await.map_err(|s| passed(&s))
+        let Passage { mut worker, request, deadline, place: _place } = self.passage(request, "")?;
+        in_time(deadline, worker.list(request)).await
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        let Passage { mut worker, request, place: _place, .. } = self.passage(request, "")?;
-        worker.delete(request).await.map_err(|s| passed(&s))
+        let Passage { mut worker, request, deadline, place: _place } = self.passage(request, "")?;
+        in_time(deadline, worker.delete(request)).await
     }
 
     type FitStream = Clocked<BoxStream<'static, Result<FitResponse, Status>>>;
@@ -160,8 +201,9 @@ impl ProfileService for Profiles {
     async fn fit(&self, request: Request<FitRequest>) -> Result<Response<Self::FitStream>, Status> {
         let account = self.quotas.open(&Caller::of(&request)?.owner)?;
         let model = request.get_ref().reward_model.clone();
-        let Passage { mut worker, request, deadline, place } = self.passage(request, &model)?;
-        let messages = worker.fit(request).await.map_err(|s| passed(&s))?.into_inner();
+        let Passage { mut worker, mut request, deadline, place } = self.passage(request, &model)?;
+        self.read_answers(&mut request, deadline).await?;
+        let messages = in_time(deadline, worker.fit(request)).await?.into_inner();
         let stream = relay(messages, deadline, (account, place)).boxed();
         Ok(Response::new(Clocked::new(stream, self.clocks)))
     }
@@ -177,9 +219,9 @@ fn relay(
         let (mut messages, held) = going?;
         let next = match deadline {
             None => messages.message().await,
-            Some(deadline) => timeout_at(deadline, messages.message()).await.unwrap_or_else(|_| {
-                Err(Status::deadline_exceeded("the deadline came before the fit was done"))
-            }),
+            Some(deadline) => {
+                timeout_at(deadline, messages.message()).await.unwrap_or_else(|_| Err(too_late()))
+            }
         };
         match next {
             Ok(Some(message)) => Some((Ok(message), Some((messages, held)))),
@@ -189,10 +231,28 @@ fn relay(
     })
 }
 
+/// A worker's answer, until the client's deadline. The transports between have clocks of their own, which end a call as
+/// CANCELLED.
+async fn in_time<T>(
+    deadline: Option<Instant>,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<Response<T>, Status> {
+    let Some(deadline) = deadline else { return answer.await.map_err(|s| passed(&s)) };
+    match timeout_at(deadline, answer).await {
+        Ok(Err(status)) if status.code() == Code::Cancelled => Err(too_late()),
+        Ok(answer) => answer.map_err(|s| passed(&s)),
+        Err(_) => Err(too_late()),
+    }
+}
+
+fn too_late() -> Status {
+    Status::deadline_exceeded("the deadline came before the worker was done")
+}
+
 /// A worker's status as the client gets it: without the metadata of the way between.
 fn passed(status: &Status) -> Status {
     // What came from the worker has no source; what broke on the way has.
-    if status.source().is_some() && status.code() != tonic::Code::DeadlineExceeded {
+    if status.source().is_some() {
         tracing::warn!(code = ?status.code(), "a reward worker was lost in the middle of a profile's call");
         let message = "the reward worker was lost in the middle of the call: read the profile, and try again";
         return status::unavailable(message, RETRY_AFTER);

@@ -204,6 +204,10 @@ impl Checker {
                     if !{ weights }.all(|w| w.is_finite()) {
                         self.fail(field("guidance.weights"), "must be finite numbers");
                     }
+                    let latent = guidance.latent.iter().flat_map(|z| &z.values);
+                    if !{ latent }.all(|z| z.is_finite()) {
+                        self.fail(field("guidance.latent"), "must be finite numbers");
+                    }
                     // It contrasts a model with itself.
                     let revision = (guidance.method == LINEAR_ALIGNMENT).then(|| base.to_owned());
                     valid.push(ValidGuidance { guidance, strength, clip, revision });

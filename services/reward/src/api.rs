@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use attune_engine::PersRm;
+use attune_engine::{LatentAdapter, PersRm};
 use attune_proto::{
     PROTOCOL_VERSION,
     reward::v1::{
@@ -102,7 +102,7 @@ impl RewardService for Api {
             slots: count(self.slots),
             protocol_version: PROTOCOL_VERSION,
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
-            latent_size: 0,
+            latent_size: count(self.persrm.latent().map_or(0, LatentAdapter::size)),
         }))
     }
 

@@ -6,7 +6,7 @@ mod pass;
 
 use std::{collections::HashMap, time::Instant};
 
-use attune_engine::{ForwardError, PersonWeights, kv::Writes};
+use attune_engine::{ForwardError, kv::Writes};
 use attune_proto::reward::v1::{
     FailureReason, Load, Normalization, Open, Opened, Reference, RequestFrame, Weights, request_frame,
     response_frame,
@@ -20,6 +20,7 @@ use crate::{
     failure::Failure,
     metrics::{Fill, Instruments},
     model::{Features, Model},
+    person::Person,
     prompts::Job,
     resolve::Resolved,
     scheduler::{Key, Scheduler},
@@ -88,8 +89,7 @@ pub(crate) enum Progress {
 struct Active {
     stream: StreamId,
     session_id: u64,
-    /// `w_p`; `None`: ones.
-    weights: Option<PersonWeights>,
+    person: Person,
     against_model: bool,
     over_vocabulary: bool,
     features: Features,
@@ -264,7 +264,7 @@ impl Engine {
         let active = Active {
             stream,
             session_id: open.session_id,
-            weights: None,
+            person: Person::Ones,
             against_model: false,
             over_vocabulary: false,
             features: Features::default(),
@@ -296,8 +296,7 @@ impl Engine {
             }
             guidance.weights = weights.map(|values| Weights { values });
         }
-        let weights = guidance.weights.as_ref().map(|w| self.model.weights(w.values.clone()));
-        active.weights = weights.transpose().map_err(|e| internal(&e))?;
+        active.person = Person::of(&guidance, self.model.persrm()).map_err(|e| internal(&e))?;
         active.against_model = against_model;
         active.over_vocabulary = guidance.normalization() == Normalization::Vocabulary;
         let opened = Opened { session_id: active.session_id, guidance: Some(guidance) };

@@ -12,6 +12,7 @@ mod failure;
 mod method;
 mod metrics;
 mod model;
+mod person;
 mod profiles;
 mod prompts;
 mod resolve;

@@ -89,6 +89,10 @@ impl Method {
             let message = format!("`{name}` knows no weight vector; leave it out, or ask for `pad`");
             return Err(Failure::invalid("weights", message));
         }
+        if guidance.latent.is_some() {
+            let message = format!("`{name}` knows no latent; leave it out, or ask for `pad`");
+            return Err(Failure::invalid("latent", message));
+        }
         let asked = guidance.text.as_deref().is_some_and(|text| !text.trim().is_empty());
         match self {
             Self::LinearAlignment if !asked => {

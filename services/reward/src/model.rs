@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use attune_engine::{
-    Feature, ForwardError, Output, PersRm, PersonWeights, Question, SequenceRows, Side, kv::KvCache,
-};
+use attune_engine::{Feature, ForwardError, Output, PersRm, Question, SequenceRows, Side, kv::KvCache};
 use attune_guidance::RowError;
 
 /// What one session reads in a pass.
@@ -20,10 +18,10 @@ pub(crate) struct Rows<'a> {
     pub(crate) last: bool,
 }
 
-/// A session's features at its step, weighted by `w_p`.
+/// A session's features at its step, turned into its person's.
 #[derive(Default)]
 pub(crate) struct Features {
-    /// `w_p * phi(h_theta)`; none before the prompt is read.
+    /// `w_p * phi(h_theta)`, or what the latent adapter makes of it; none before the prompt is read.
     pub(crate) policy: Option<Feature>,
     /// `w_p * phi(h_ref)`, for reference MODEL.
     pub(crate) reference: Option<Feature>,
@@ -78,12 +76,9 @@ impl Model {
         self.persrm.preference_weights(text)
     }
 
-    /// A session's `w_p`, where the model is.
-    ///
-    /// # Errors
-    /// The device's memory is full.
-    pub(crate) fn weights(&self, weights: Vec<f32>) -> Result<PersonWeights, ForwardError> {
-        self.persrm.weights(weights)
+    /// The model itself, for what needs no cache.
+    pub(crate) fn persrm(&self) -> &PersRm {
+        &self.persrm
     }
 
     /// The rewards of each question, in the candidates' order. A question fails alone.

@@ -91,13 +91,7 @@ impl Resolver {
             }
         };
         let guidance = method.fix(guidance)?;
-        if guidance.latent.is_some() {
-            let message = "the reward model has no latent adapter; leave the latent out";
-            return Err(Failure::new(FailureReason::Precondition, message).at("latent"));
-        }
-        if let Some(weights) = &guidance.weights {
-            self.check_weights(weights)?;
-        }
+        self.check_person(guidance.weights.as_ref(), guidance.latent.as_ref())?;
         let reference = match self.known::<Reference>(guidance.reference, "reference")? {
             Reference::Unspecified => Self::references(&self.persrm)[0],
             asked => self.offered(asked)?,
@@ -108,8 +102,8 @@ impl Resolver {
         };
         // A blank preference is none.
         let text = guidance.text.filter(|t| !t.trim().is_empty());
-        let form = match (&text, &guidance.weights) {
-            (Some(_), None) if method.is_weighted() => self.persrm.weights_form(),
+        let form = match (&text, &guidance.weights, &guidance.latent) {
+            (Some(_), None, None) if method.is_weighted() => self.persrm.weights_form(),
             _ => WeightsForm::Ones,
         };
         let asked = self.known::<Context>(guidance.context, "context")?;
@@ -140,7 +134,7 @@ impl Resolver {
             normalization: normalization.into(),
             context: context.into(),
             prompt_token_ids,
-            latent: None,
+            latent: guidance.latent,
         };
         Ok(Resolved { guidance, head_text })
     }
@@ -173,7 +167,10 @@ impl Resolver {
     }
 
     /// The prompt's ids, the preference put in by the model's own template.
-    fn encode(&self, kind: Kind, preference: Option<&str>) -> Result<Vec<u32>, Failure> {
+    ///
+    /// # Errors
+    /// INVALID: it cannot be encoded, or there is nothing of it.
+    pub(crate) fn encode(&self, kind: Kind, preference: Option<&str>) -> Result<Vec<u32>, Failure> {
         let assets = &self.persrm.assets;
         let template = &self.persrm.template;
         let unfit = |e: &dyn std::fmt::Display| {
@@ -252,9 +249,7 @@ impl Resolver {
             return Err(Failure::new(FailureReason::Precondition, message).at("model_revision"));
         }
         Method::named(&guidance.method, &self.persrm)?;
-        if let Some(weights) = &guidance.weights {
-            self.check_weights(weights)?;
-        }
+        self.check_person(guidance.weights.as_ref(), guidance.latent.as_ref())?;
         let unset = |field| {
             Failure::invalid(
                 field,
@@ -286,6 +281,35 @@ impl Resolver {
         let message =
             format!("this worker serves the reward model `{serves}`, not the one that was asked for");
         Err(Failure::new(FailureReason::NotFound, message).at("reward_model"))
+    }
+
+    /// At most one of the two, and it fits the model.
+    fn check_person(&self, weights: Option<&Weights>, latent: Option<&Latent>) -> Result<(), Failure> {
+        match (weights, latent) {
+            (None, None) => Ok(()),
+            (Some(weights), None) => self.check_weights(weights),
+            (None, Some(latent)) => self.check_latent(latent),
+            (Some(_), Some(_)) => {
+                let message = "a person has weights or a latent, not both; leave one of them out";
+                Err(Failure::invalid("latent", message))
+            }
+        }
+    }
+
+    fn check_latent(&self, latent: &Latent) -> Result<(), Failure> {
+        let Some(adapter) = self.persrm.latent() else {
+            let message = "the reward model has no latent adapter; leave the latent out";
+            return Err(Failure::new(FailureReason::Precondition, message).at("latent"));
+        };
+        let (got, size) = (latent.values.len(), adapter.size());
+        if got != size {
+            let message = format!("{got} numbers came; the reward model's latents have {size}");
+            return Err(Failure::invalid("latent.values", message));
+        }
+        match latent.values.iter().position(|z| !z.is_finite()) {
+            None => Ok(()),
+            Some(i) => Err(Failure::invalid("latent.values", format!("number {i} is not finite"))),
+        }
     }
 
     fn check_weights(&self, weights: &Weights) -> Result<(), Failure> {

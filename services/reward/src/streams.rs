@@ -197,7 +197,8 @@ impl Stream {
 fn size(frame: &Frame) -> usize {
     match frame {
         Frame::Opened(opened) => opened.guidance.as_ref().map_or(0, |g| {
-            let weights = g.weights.as_ref().map_or(0, |w| w.values.len() * 4);
+            let weights = g.weights.as_ref().map_or(0, |w| w.values.len() * 4)
+                + g.latent.as_ref().map_or(0, |z| z.values.len() * 4);
             256 + g.prompt_token_ids.len() * 5 + weights + g.text.as_ref().map_or(0, String::len)
         }),
         Frame::Rewards(rewards) => 32 + rewards.values.len() * 4,

@@ -33,7 +33,7 @@ use crate::{
     engine::{COMMANDS, Command, Engine},
     metrics::Instruments,
     model::Model,
-    profiles::ProfileApi,
+    profiles::{ProfileApi, fit::Fits},
     prompts,
     resolve::Resolver,
     scheduler::Scheduler,
@@ -89,7 +89,8 @@ impl Worker {
         let engine = EngineThread::spawn(move || Ok(engine.run()?))?;
 
         let max = config.server.max_message_bytes;
-        let people = ProfileApi::new(Arc::clone(&persrm), profiles.clone());
+        let fits = Arc::new(Fits::new(Arc::clone(&persrm), config.log_content)?);
+        let people = ProfileApi::new(Arc::clone(&persrm), profiles.clone(), fits);
         let api = Api::new(persrm, commands.clone(), context, slots, max, config.server.limits.clocks());
         let server = Server::new(&config.server, Door::generators())
             .add_service(RewardServiceServer::new(api).max_decoding_message_size(max))

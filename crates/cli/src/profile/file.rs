@@ -13,7 +13,7 @@ const FORMAT: u32 = 1;
 /// A profile with everything that is known of it.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ProfileFile {
+pub(crate) struct ProfileFile {
     attune_profile: u32,
     name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,7 +112,7 @@ impl ProfileFile {
     ///
     /// # Errors
     /// The server sent feedback without a prompt or a verdict.
-    pub(super) fn of(profile: &Profile, feedback: &[Feedback]) -> Result<Self> {
+    pub(crate) fn of(profile: &Profile, feedback: &[Feedback]) -> Result<Self> {
         Ok(Self {
             attune_profile: FORMAT,
             name: profile.name.clone(),

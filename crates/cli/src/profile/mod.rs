@@ -1,6 +1,6 @@
 //! `attune profile`: people's profiles by name.
 
-mod file;
+pub(crate) mod file;
 mod show;
 
 use std::{
@@ -16,7 +16,12 @@ use attune_proto::{
 };
 use clap::Subcommand;
 
-use crate::{client::EndpointArgs, request::read_weights, request_args::ReferenceArg};
+use crate::{
+    client::EndpointArgs,
+    fit::{HowArgs, refit},
+    request::read_weights,
+    request_args::ReferenceArg,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,6 +31,7 @@ Examples:
   attune profile get me --json
   attune profile export me --feedback --out me.json
   attune profile import me.json --name me-again
+  attune profile refit me
   attune profile delete me
   attune generate \"How do I keep basil alive?\" --profile me
 
@@ -52,6 +58,8 @@ enum ProfileCommand {
     Delete(DeleteArgs),
     /// Write a profile to a JSON file, to keep it or to carry it to another store.
     Export(ExportArgs),
+    /// Fit a profile again to the feedback that is kept with it: for a new reward model, or another method.
+    Refit(RefitArgs),
     /// Take in a profile that was exported, with the model that it was made for and the feedback in the file.
     Import(ImportArgs),
 }
@@ -160,6 +168,17 @@ struct ImportArgs {
     output: OutputArgs,
 }
 
+/// Flags of `attune profile refit`.
+#[derive(Debug, clap::Args)]
+struct RefitArgs {
+    /// What it is called.
+    name: String,
+    #[command(flatten)]
+    how: HowArgs,
+    #[command(flatten)]
+    endpoint: EndpointArgs,
+}
+
 /// Runs one of the commands.
 pub(crate) async fn run(args: ProfileArgs) -> Result<()> {
     match args.command {
@@ -186,6 +205,7 @@ pub(crate) async fn run(args: ProfileArgs) -> Result<()> {
         }
         ProfileCommand::Export(args) => export(args).await,
         ProfileCommand::Import(args) => import(args).await,
+        ProfileCommand::Refit(RefitArgs { name, how, endpoint }) => refit(&endpoint, name, &how).await,
     }
 }
 

@@ -1,7 +1,7 @@
 //! A model's parts on the hardware that computes with them.
 
 use attune_kernels::{
-    AttentionShape, Format,
+    AttentionShape, Format, Threads,
     cuda::{CardLinear, CardRope, Element, Gpu, Program, head_size},
 };
 use candle_core::Device;
@@ -48,6 +48,14 @@ impl Hardware {
             Program::AddBias(element),
         ])?;
         Ok(Self::Card(gpu.clone(), element))
+    }
+
+    /// The same, on other cores where it is a CPU.
+    pub(crate) fn with(&self, threads: &Threads) -> Self {
+        match self {
+            Self::Cpu(_) => Self::Cpu(threads.clone()),
+            Self::Card(..) => self.clone(),
+        }
     }
 
     /// The name that others know it by: "cpu" or "cuda:N".

@@ -13,7 +13,7 @@ use std::fmt::Display;
 
 use attune_kernels::{
     AttentionRow, AttentionShape, EmbeddingTable, Threads,
-    cuda::{Array, CardLinear, CardRope, Element, Gpu, Matrix, Pass, PassRows},
+    cuda::{Array, CardLinear, CardRope, CardRow, Element, Gpu, Matrix, Pass, PassRows},
 };
 use candle_core::{Device, Tensor};
 
@@ -55,6 +55,26 @@ impl Rows {
             Self::Card(gpu, matrix) => {
                 let width = matrix.width().max(1);
                 Ok(gpu.numbers(matrix)?.chunks_exact(width).map(<[f32]>::to_vec).collect())
+            }
+        }
+    }
+
+    /// The rows from `first` on.
+    ///
+    /// # Errors
+    /// There are fewer, or the device failed.
+    pub fn from_row(self, first: usize) -> Result<Self, ForwardError> {
+        match self {
+            Self::Cpu(tensor) => {
+                let count = tensor.dim(0)?.saturating_sub(first);
+                Ok(Self::Cpu(tensor.narrow(0, first, count)?.contiguous()?))
+            }
+            Self::Card(gpu, matrix) => {
+                let (element, width) = (matrix.element(), matrix.width());
+                let rows = CardRow::all(matrix);
+                let rows: Vec<_> = rows.iter().skip(first).map(|row| (row, None)).collect();
+                let rows = gpu.gather(element, width, &rows)?;
+                Ok(Self::Card(gpu, rows))
             }
         }
     }

@@ -153,6 +153,21 @@ impl CardRow {
         (0..matrix.rows()).map(|row| Self { matrix: Arc::clone(&matrix), row }).collect()
     }
 
+    /// The first row of a matrix.
+    pub fn of(matrix: Matrix) -> Self {
+        Self { matrix: Arc::new(matrix), row: 0 }
+    }
+
+    /// How its numbers are stored.
+    pub fn element(&self) -> Element {
+        self.matrix.element()
+    }
+
+    /// Its numbers.
+    pub fn width(&self) -> usize {
+        self.matrix.width()
+    }
+
     fn at(&self, gpu: &Gpu) -> u64 {
         self.matrix.row_at(self.row, gpu.stream())
     }

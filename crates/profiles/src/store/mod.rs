@@ -3,6 +3,7 @@
 //! Every operation is one transaction, and what it has answered is on the disk. Another owner's profiles do not exist.
 
 mod error;
+mod forget;
 mod place;
 mod row;
 
@@ -15,6 +16,7 @@ use tokio::{sync::OnceCell, time::timeout};
 use crate::profile::{Content, Kept, Profile, ProfileName};
 
 pub use error::{StoreError, Trouble};
+use forget::Forgetting;
 pub use place::{Place, PlaceError};
 use row::{Row, Stored, micros};
 
@@ -25,6 +27,7 @@ const WAITS: u32 = 3;
 pub struct Store {
     place: Place,
     pool: OnceCell<Pool>,
+    forgetting: Forgetting,
 }
 
 enum Pool {
@@ -107,13 +110,11 @@ const FORGET: &str = "DELETE FROM feedback WHERE owner = $1 AND name = $2";
 const KEEP: &str = "INSERT INTO feedback (owner, name, answers, items) VALUES ($1, $2, $3, $4)";
 /// PostgreSQL: who writes for an owner takes turns, so that the owner's limit holds.
 const TURN: &str = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
-/// SQLite: what was overwritten stands in the log before it stands in the file.
-const CHECKPOINT: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 
 impl Store {
     /// A store at this place, not connected yet.
     pub fn new(place: Place) -> Self {
-        Self { place, pool: OnceCell::new() }
+        Self { place, pool: OnceCell::new(), forgetting: Forgetting::default() }
     }
 
     /// Connects now, to know at the start what is wrong.
@@ -145,7 +146,7 @@ impl Store {
         change: Change,
         most: Option<u32>,
     ) -> Result<Profile, StoreError> {
-        self.within(Box::pin(async move {
+        let put = self.within(Box::pin(async move {
             let pool = self.pool().await?;
             let mut writing = pool.write(owner).await?;
             let found = writing.revision(owner, name).await?;
@@ -162,14 +163,15 @@ impl Store {
             writing.upsert(owner, name, revision, (created_at, now), &content).await?;
             let kept = writing.keep(owner, name, keep).await?;
             writing.commit().await?;
-            if found.is_some() {
-                pool.forget().await;
-            }
             // As it will be read: to the microsecond.
             let (created_at, updated_at) = (row::time(micros(created_at)), row::time(micros(now)));
             Ok(Profile { name: name.clone(), content, revision, created_at, updated_at, kept })
-        }))
-        .await
+        }));
+        let put = put.await?;
+        if put.revision > 1 {
+            self.forget().await;
+        }
+        Ok(put)
     }
 
     /// Reads a profile as it is now.
@@ -233,7 +235,7 @@ impl Store {
     /// # Errors
     /// As [`Store::get`].
     pub async fn delete(&self, owner: &str, name: &ProfileName) -> Result<(), StoreError> {
-        self.within(Box::pin(async move {
+        let deleted = self.within(Box::pin(async move {
             let pool = self.pool().await?;
             let mut writing = pool.write(owner).await?;
             let gone = on!(Writing, &mut writing, to => {
@@ -243,11 +245,11 @@ impl Store {
             if gone == 0 {
                 return Err(StoreError::NotFound);
             }
-            writing.commit().await?;
-            pool.forget().await;
-            Ok(())
-        }))
-        .await
+            writing.commit().await
+        }));
+        deleted.await?;
+        self.forget().await;
+        Ok(())
     }
 
     /// Closes its connections; SQLite's log goes into its file.
@@ -265,6 +267,13 @@ impl Store {
         timeout(WAITS * self.place.wait(), work).await.unwrap_or(late)
     }
 
+    /// Makes that nothing of what was replaced or deleted is left, as far as it is in our hands.
+    async fn forget(&self) {
+        if let Some(Pool::Sqlite(pool)) = self.pool.get() {
+            self.forgetting.empty_log(pool).await;
+        }
+    }
+
     async fn pool(&self) -> Result<&Pool, StoreError> {
         self.pool.get_or_try_init(|| self.place.connect()).await
     }
@@ -280,17 +289,6 @@ impl Pool {
                 sqlx::query(TURN).bind(owner).execute(&mut *writing).await?;
                 Ok(Writing::Postgres(writing))
             }
-        }
-    }
-
-    /// Makes that nothing of what was deleted is left in SQLite's log. What is acknowledged is not taken back where
-    /// a reader is in the way: the next change does it.
-    async fn forget(&self) {
-        let Self::Sqlite(pool) = self else { return };
-        match sqlx::query_as::<_, (i64, i64, i64)>(CHECKPOINT).fetch_one(pool).await {
-            Ok((0, _, _)) => {}
-            Ok(_) => tracing::warn!("readers are in the way of emptying the profile store's log"),
-            Err(error) => drop(StoreError::from(error)),
         }
     }
 }

@@ -10,7 +10,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{Pool, StoreError};
+use super::{Pool, StoreError, forget::checkpoint};
 
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
@@ -62,7 +62,9 @@ impl FromStr for Place {
                 "the address of the PostgreSQL database cannot be read; write postgres://USER@HOST/DATABASE",
             )
         })?;
-        let options = options.options([("statement_timeout", STATEMENT_TIMEOUT)]).application_name("attune");
+        // Without notices such as that a table is there already.
+        let settings = [("statement_timeout", STATEMENT_TIMEOUT), ("client_min_messages", "warning")];
+        let options = options.options(settings).application_name("attune");
         Ok(Self { kind: Kind::Postgres(options), wait: Self::WAIT })
     }
 }
@@ -140,6 +142,10 @@ async fn sqlite(options: SqliteConnectOptions, wait: Duration) -> Result<Pool, S
     let mut all = pool.begin_with("BEGIN IMMEDIATE").await?;
     SQLITE.run_direct(None, &mut *all, false).await.map_err(judge)?;
     all.commit().await?;
+    // What a process that was killed did not come to. What is there can be read even where this fails, as on a full disk.
+    if let Err(error) = checkpoint(&pool).await {
+        drop(StoreError::from(error));
+    }
     Ok(Pool::Sqlite(pool))
 }
 

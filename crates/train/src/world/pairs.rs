@@ -129,6 +129,57 @@ fn missed(good: Traits, asked: Traits, dice: &mut Dice) -> Traits {
     bad
 }
 
+/// `count` pairs of one person who asks for `asked` without a word of it, about these topics: the better answer
+/// has all of it, and the worse misses at least one; in a tenth the worse one is ill-formed instead.
+pub fn pairs_of(asked: Traits, topics: Vec<Topic>, count: usize, seed: u64) -> impl Iterator<Item = Pair> {
+    let mut dice = Dice::new(seed, 14);
+    (0..count).map(move |_| {
+        let prompt = draw_prompt(&topics, &mut dice);
+        let natural = answer::natural_traits(&prompt, &mut dice);
+        let seed = dice.below(usize::MAX) as u64;
+        let good = answer::apply(natural, asked);
+        let chosen = answer::write(&prompt, good, seed);
+        let rejected = if dice.chance(0.1) {
+            damaged(&prompt, &chosen, &mut dice)
+        } else {
+            // Drawn as `missed` does, with one draw more for a single trait.
+            let sure = dice.below(asked.len());
+            let mut bad = good;
+            for (index, one) in asked.iter().enumerate() {
+                if index == sure || dice.chance(0.6) {
+                    bad = answer::miss(bad, one, dice.chance(0.6));
+                }
+            }
+            answer::write(&prompt, bad, seed)
+        };
+        Pair { prompt: prompt.text(), preference: None, chosen, rejected }
+    })
+}
+
+/// Topics that training texts are about.
+pub fn training_topics() -> Vec<Topic> {
+    Topic::all().filter(|topic| !topic.held_out()).collect()
+}
+
+/// Held-out topics in two halves, each with topics of every domain: for what a person says, and for what is
+/// then asked.
+pub fn held_out_halves() -> (Vec<Topic>, Vec<Topic>) {
+    let all: Vec<Topic> = Topic::all().filter(|topic| topic.held_out()).collect();
+    let half = |odd: usize| all.iter().skip(odd).step_by(2).copied().collect();
+    (half(0), half(1))
+}
+
+/// `count` questions about these topics, all intents in turn.
+pub fn prompts_about(topics: &[Topic], count: usize, seed: u64) -> Vec<Prompt> {
+    let mut dice = Dice::new(seed, 15);
+    (0..count)
+        .map(|index| {
+            let topic = topics[dice.below(topics.len())];
+            Prompt::draw(topic, Intent::ALL[index % 4], &mut dice)
+        })
+        .collect()
+}
+
 /// Questions about held-out topics, all intents in turn.
 pub fn held_out_prompts(count: usize, seed: u64) -> Vec<Prompt> {
     let mut topics: Vec<_> = Topic::all().filter(|topic| topic.held_out()).collect();
@@ -137,10 +188,6 @@ pub fn held_out_prompts(count: usize, seed: u64) -> Vec<Prompt> {
     (0..count)
         .map(|index| Prompt::draw(topics[(index / 4) % topics.len()], Intent::ALL[index % 4], &mut dice))
         .collect()
-}
-
-fn training_topics() -> Vec<Topic> {
-    Topic::all().filter(|topic| !topic.held_out()).collect()
 }
 
 fn draw_prompt(topics: &[Topic], dice: &mut Dice) -> Prompt {

@@ -47,11 +47,22 @@ impl Engine {
         let now = Instant::now();
         drop(span);
         self.instruments.forward.record(now.saturating_duration_since(start));
+        if let Err(error) = self.take(policy, reference, now) {
+            return self.failed(&plan.runs, error);
+        }
+        plan.runs.iter().for_each(|run| self.scheduler.done(run));
+    }
+
+    /// Hands the sessions their features, turned into their persons'.
+    fn take(
+        &mut self,
+        policy: Vec<(Key, Feature)>,
+        reference: Vec<(Key, Feature)>,
+        now: Instant,
+    ) -> Result<(), ForwardError> {
         for (key, mut feature) in policy {
             if let Some(active) = self.sessions.get_mut(&key) {
-                if let Some(weights) = &active.weights {
-                    feature.weigh(weights);
-                }
+                active.person.policy(self.model.persrm(), &mut feature)?;
                 active.features.policy = Some(feature);
                 active.ready = now;
                 active.trail.ready();
@@ -59,13 +70,11 @@ impl Engine {
         }
         for (key, mut feature) in reference {
             if let Some(active) = self.sessions.get_mut(&key) {
-                if let Some(weights) = &active.weights {
-                    feature.weigh(weights);
-                }
+                active.person.reference(&mut feature);
                 active.features.reference = Some(feature);
             }
         }
-        plan.runs.iter().for_each(|run| self.scheduler.done(run));
+        Ok(())
     }
 
     /// Reads the runs with one side; gives the features of those that have read all.
@@ -179,12 +188,9 @@ impl Engine {
     }
 
     fn fail_score(&mut self, key: Key, error: &RowError) {
-        let weighted = self.sessions.get(&key).is_some_and(|s| s.weights.is_some());
-        let failure = if weighted {
-            Failure::invalid(
-                "weights.values",
-                "these weights make rewards that are not finite; send smaller ones",
-            )
+        let field = self.sessions.get(&key).and_then(|s| s.person.field());
+        let failure = if let Some(field) = field {
+            Failure::invalid(field, "these numbers make rewards that are not finite; send smaller ones")
         } else {
             tracing::error!(%error, "the model's rewards are not finite");
             Failure::new(FailureReason::Internal, "the model's rewards are not finite: the model is damaged")

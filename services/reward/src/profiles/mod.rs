@@ -1,12 +1,13 @@
 //! `ProfileService`: keeps what was learned of a person.
 
 mod check;
+pub(crate) mod fit;
 mod settings;
 pub(crate) mod wire;
 
 use std::{sync::Arc, time::Duration};
 
-use attune_engine::PersRm;
+use attune_engine::{LatentAdapter, PersRm};
 use attune_profiles::{BasedOn, Change, Keep, Model, Profile, ProfileName, Store, StoreError};
 use attune_proto::profile::v1::{
     self as proto, DeleteRequest, DeleteResponse, FitRequest, FitResponse, GetRequest, GetResponse,
@@ -16,6 +17,7 @@ use attune_service::{caller::Caller, status};
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
+use fit::Fits;
 pub use settings::ProfilesConfig;
 
 /// When it is worth to ask a store again that could not be reached.
@@ -28,12 +30,13 @@ pub(crate) struct ProfileApi {
     persrm: Arc<PersRm>,
     /// `None`: no profiles are kept.
     store: Option<Arc<Store>>,
+    fits: Arc<Fits>,
 }
 
 impl ProfileApi {
     /// Keeps profiles in this store.
-    pub(crate) fn new(persrm: Arc<PersRm>, store: Option<Arc<Store>>) -> Self {
-        Self { persrm, store }
+    pub(crate) fn new(persrm: Arc<PersRm>, store: Option<Arc<Store>>, fits: Arc<Fits>) -> Self {
+        Self { persrm, store, fits }
     }
 
     fn store(&self) -> Result<&Store, Status> {
@@ -58,7 +61,8 @@ impl ProfileService for ProfileApi {
         let PutRequest { profile, expected_revision, imported, feedback } = request.into_inner();
         let profile = profile.ok_or_else(|| status::invalid("profile", "no profile came; send one"))?;
         let name = name("profile.name", &profile.name)?;
-        let limits = check::Limits { features: self.persrm.assets.config.hidden, latent: 0 };
+        let latent = self.persrm.latent().map_or(0, LatentAdapter::size);
+        let limits = check::Limits { features: self.persrm.assets.config.hidden, latent };
         let content = check::content(profile, imported, &self.model(), limits)?;
         let keep = match (imported, feedback.is_empty()) {
             (true, _) => Keep::Only(wire::kept(&check::feedback(feedback)?)),
@@ -128,8 +132,11 @@ impl ProfileService for ProfileApi {
 
     type FitStream = BoxStream<'static, Result<FitResponse, Status>>;
 
-    async fn fit(&self, _: Request<FitRequest>) -> Result<Response<Self::FitStream>, Status> {
-        Err(status::unimplemented("ProfileService.Fit"))
+    async fn fit(&self, request: Request<FitRequest>) -> Result<Response<Self::FitStream>, Status> {
+        let caller = Caller::of(&request)?;
+        self.store()?;
+        let store = self.store.clone().ok_or_else(|| Status::internal("the profile store is gone"))?;
+        Ok(Response::new(self.fits.fit(store, caller, request.into_inner()).await?))
     }
 }
 
