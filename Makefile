@@ -24,6 +24,8 @@ run: ## start both services on the embedded pair and keep them up
 test: lint ## everything that can be checked here; what is left out is listed
 	$(CARGO) build --workspace --bins
 	scripts/left-out.sh
+	scripts/chart.sh
+	scripts/dashboards.sh
 	$(CARGO) test --workspace
 
 lint: ## formatting, clippy without warnings, the protos' style, what is built in

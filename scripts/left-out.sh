@@ -15,6 +15,12 @@ have grpcurl || left_out+=("the grpcurl examples: grpcurl is not installed")
 for program in go buf protoc-gen-go protoc-gen-go-grpc; do
     have "$program" || left_out+=("the Go examples: $program is not installed")
 done
+for tool in helm kubectl-validate; do
+    have "$tool" ||
+        left_out+=("the chart: $tool is not installed (scripts/chart-tools.sh install)")
+done
+{ command -v prometheus && command -v promtool; } >/dev/null ||
+    left_out+=("the dashboard, alerts and autoscalers' queries: Debian's package prometheus is not installed")
 for line in "${left_out[@]+"${left_out[@]}"}"; do
     echo "left out: $line"
 done

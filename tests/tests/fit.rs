@@ -1,5 +1,6 @@
 //! Fits on the embedded PersRM, in this process: what they learn, what they refuse, and that what the trainer
 //! wrote is what the engine reads.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that fails should say where
 
 use std::{ops::ControlFlow, path::PathBuf};
 
@@ -62,7 +63,7 @@ fn a_fit_learns_what_a_person_likes_and_says_how_well() {
     let persrm = load(&demo("persrm"));
     for (reference, count) in [(Reference::Model, 24), (Reference::Generator, 12), (Reference::None, 12)] {
         let mut told: Vec<Progress> = Vec::new();
-        let job = job(items(Trait::Casual, count), reference);
+        let job = job(items(Trait::Expert, count), reference);
         let fitted = fit(&persrm, &Threads::new(1).unwrap(), &job, |step| {
             told.push(step);
             ControlFlow::Continue(())
@@ -88,7 +89,7 @@ fn a_fit_learns_what_a_person_likes_and_says_how_well() {
 fn the_models_own_margins_move_with_the_weights_as_the_fit_believes() {
     let persrm = load(&demo("persrm"));
     let threads = Threads::new(1).unwrap();
-    let items = items(Trait::Formal, 8);
+    let items = items(Trait::Expert, 12);
     let fitted = run(&persrm, &job(items.clone(), Reference::Model)).unwrap();
     let Vector::Weights(weights) = &fitted.person else { panic!("weights were asked for") };
     let at = |share: f32| -> Vec<f64> {
@@ -108,7 +109,7 @@ fn the_models_own_margins_move_with_the_weights_as_the_fit_believes() {
 #[test]
 fn more_feedback_goes_on_from_what_is_there() {
     let persrm = load(&demo("persrm"));
-    let first = job(items(Trait::Casual, 12), Reference::Generator);
+    let first = job(items(Trait::Expert, 12), Reference::Generator);
     let Vector::Weights(start) = run(&persrm, &first).unwrap().person else { panic!("weights") };
     // The same once more: most of it is known already.
     let going_on = Job { start: Some(start.clone()), ..first };

@@ -127,7 +127,7 @@ fn field(status: &Status) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fitted_profile_is_kept_and_guides() {
     let mut people = People::demo().await;
-    let steps = people.fit(request("me", said(Trait::Casual, 12, 3))).await.unwrap();
+    let steps = people.fit(request("me", said(Trait::Expert, 12, 3))).await.unwrap();
     assert!(steps.len() > 1 && steps.windows(2).all(|w| w[0].done <= w[1].done), "{steps:?}");
     let (last, before) = steps.split_last().unwrap();
     assert!(before.iter().all(|step| step.profile.is_none()) && last.done == last.total);
@@ -139,13 +139,13 @@ async fn a_fitted_profile_is_kept_and_guides() {
     assert_eq!(people.get("me").await.unwrap(), last.profile.clone().unwrap());
 
     let questions = pairs::prompts_about(&pairs::held_out_halves().1, 8, 4);
-    let casual = |answers: Vec<String>| {
+    let expert = |answers: Vec<String>| {
         let judged = questions.iter().zip(answers);
-        judged.filter(|(q, a)| judge(q, a.trim()).traits.has(Trait::Casual)).count()
+        judged.filter(|(q, a)| judge(q, a.trim()).traits.has(Trait::Expert)).count()
     };
-    let plain = casual(people.answers(&questions, None).await);
+    let plain = expert(people.answers(&questions, None).await);
     let by = Guidance { profile: Some("me".into()), ..Guidance::default() };
-    let guided = casual(people.answers(&questions, Some(by)).await);
+    let guided = expert(people.answers(&questions, Some(by)).await);
     assert!(guided >= 6 && guided > plain, "{plain} before, {guided} with the profile");
     people.pair.stop().await.unwrap();
 }
@@ -154,15 +154,15 @@ async fn a_fitted_profile_is_kept_and_guides() {
 async fn feedback_is_kept_with_consent_alone_and_fitted_again() {
     let mut people = People::demo().await;
     let keep = |feedback| FitRequest { keep_feedback: true, ..request("me", feedback) };
-    let first = people.fitted(keep(said(Trait::Formal, 8, 3))).await;
+    let first = people.fitted(keep(said(Trait::Expert, 8, 3))).await;
     assert_eq!(first.kept_feedback, 8);
     // What comes later is fitted together with what is kept.
-    let both = people.fitted(keep(said(Trait::Formal, 3, 9))).await;
+    let both = people.fitted(keep(said(Trait::Expert, 3, 9))).await;
     assert_eq!((both.kept_feedback, both.fit.unwrap().feedback, both.revision), (11, 11, 2));
     let again = people.fitted(FitRequest { expected_revision: Some(2), ..keep(Vec::new()) }).await;
     assert_eq!((again.fit.unwrap().feedback, again.weights), (11, both.weights));
     // Without consent, what was kept is deleted, and the fit goes on from the weights.
-    let last = people.fitted(request("me", said(Trait::Formal, 6, 11))).await;
+    let last = people.fitted(request("me", said(Trait::Expert, 6, 11))).await;
     assert_eq!((last.kept_feedback, last.fit.unwrap().feedback), (0, 6));
     let status = people.fit(request("me", Vec::new())).await.unwrap_err();
     assert_eq!((status.code(), field(&status)), (Code::InvalidArgument, "feedback".to_owned()));
@@ -233,7 +233,7 @@ async fn a_fit_that_nobody_waits_for_ends_and_leaves_room() {
     // More than all places were taken, and given back.
     let fitted = async {
         loop {
-            match people.fit(request("me", said(Trait::Casual, 12, 3))).await {
+            match people.fit(request("me", said(Trait::Expert, 12, 3))).await {
                 Ok(steps) => return steps,
                 Err(status) => assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}"),
             }

@@ -119,7 +119,7 @@ impl Method {
             // One more than the official code's ratio: at 1 it is the preference in the prompt.
             Self::LinearAlignment => &[1.0, 1.5, 2.0, 3.0, 4.0],
             // At 1 the weights sum to 1, as the paper merges; beyond, the experts are amplified.
-            Self::Experts => &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0],
+            Self::Experts => &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0],
         }
     }
 

@@ -28,7 +28,7 @@ const STREAMS: usize = 16;
 /// Tokens of a prompt: short, so that decoding is most of the work.
 const PROMPT: usize = 16;
 /// In how many parts the people take their turns with the one.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 20;
 
 pub(super) async fn run(settings: &Settings, results: &mut Results<'_>) -> Result<()> {
     if !settings.wants(Key::Profiles) {

@@ -93,14 +93,14 @@ mod tests {
             let ones = vec![1.0; D];
             let targets = &targets[..features.len()];
             prop_assert!((total - exact(&rows, &features, targets, &ones)).abs() < 1e-4);
-            for i in 0..D {
+            for (i, got) in gradient.iter().enumerate() {
                 let at = |step: f64| {
                     let mut w = ones.clone();
                     w[i] += step;
                     exact(&rows, &features, targets, &w)
                 };
                 let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
-                prop_assert!((slope - gradient[i]).abs() < 1e-4 * (1.0 + slope.abs()), "{slope} {}", gradient[i]);
+                prop_assert!((slope - got).abs() < 1e-4 * (1.0 + slope.abs()), "{slope} {got}");
             }
             // And the exact value for any weights.
             let weighted: Vec<Vec<f32>> = features
