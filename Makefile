@@ -8,7 +8,7 @@ SEED ?= 1
 SECONDS_EACH ?= 600
 IMAGES ?= cpu
 
-.PHONY: help demo run test lint bench eval kernel-bench chaos simulate models fuzz vectors python chart dashboards images
+.PHONY: help demo run test lint bench eval kernel-bench gpu-test gpu-bench gpu-pack chaos simulate models fuzz vectors python chart dashboards images
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,17 @@ eval: ## every alignment method on the shipped pair: target/eval/table.json and 
 
 kernel-bench: ## the kernels by themselves, against the bandwidth of the same run
 	$(CARGO) bench -p attune-kernels
+
+gpu-test: ## on an NVIDIA card: kernels, models and both services; GPU="--dry-run": on a stand-in for a card
+	$(CARGO) build --release --workspace --bins
+	scripts/gpu.sh target/release test $(GPU)
+
+gpu-bench: ## on an NVIDIA card: the kernels' times beside PyTorch's, and decoding; GPU="--dry-run"
+	$(CARGO) build --release --workspace --bins
+	scripts/gpu.sh target/release bench $(GPU)
+
+gpu-pack: ## what a machine with a card but without Rust and network needs: target/gpu-pack.tar.xz
+	scripts/gpu-pack.sh
 
 chaos: ## 64 streams while workers are killed, for a minute; target/chaos/report.json
 	$(CARGO) build --workspace --bins

@@ -5,7 +5,7 @@ left_out=()
 command -v buf >/dev/null || left_out+=("buf lint and buf breaking of the protos: buf is not installed")
 [ -e "${ATTUNE_NVRTC:-target/tools/nvrtc}/libnvrtc.so.13" ] ||
     left_out+=("the CUDA sources through NVRTC: it is not installed (scripts/nvrtc.sh)")
-command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources on a CPU: no C++ compiler")
+command -v c++ g++ clang++ >/dev/null || left_out+=("the CUDA sources, and the services on a stand-in for a card, on a CPU: no C++ compiler")
 command -v cargo-deny >/dev/null || left_out+=("cargo deny: cargo-deny is not installed")
 command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
     left_out+=("profiles in PostgreSQL: it is not installed (Debian: apt-get install postgresql)")
@@ -28,4 +28,4 @@ if [ ${#left_out[@]} -gt 0 ] && [ "${ATTUNE_REQUIRE_ALL:-}" = 1 ]; then
     echo "ATTUNE_REQUIRE_ALL=1: nothing may be left out" >&2
     exit 1
 fi
-echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), images (make images), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"
+echo "not part of this command: remaking the Python vectors (make vectors), benchmarks (make bench), a real card (make gpu-test), images (make images), fuzzing (make fuzz), the soak of ten minutes (docs/operations.md)"

@@ -25,6 +25,20 @@ impl Process {
         Self::start_at(name, "127.0.0.1:0", args)
     }
 
+    /// `start`, in an environment with these variables too.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_in<S: AsRef<OsStr>>(
+        name: &str,
+        args: impl IntoIterator<Item = S>,
+        variables: &[(&str, &OsStr)],
+    ) -> Result<Self> {
+        let mut command = Command::new(binary(name)?);
+        command.args(["--listen", "127.0.0.1:0"]).args(args).envs(variables.iter().copied());
+        Self::listening(command, Stdio::inherit())
+    }
+
     /// `start`, on an address of its own choice.
     ///
     /// # Errors
@@ -61,9 +75,14 @@ impl Process {
         args: impl IntoIterator<Item = S>,
         log: impl Into<Stdio>,
     ) -> Result<Self> {
-        let name = program.as_ref().display();
-        let mut child = Command::new(&program)
-            .args(args)
+        let mut command = Command::new(program);
+        command.args(args);
+        Self::listening(command, log)
+    }
+
+    fn listening(mut command: Command, log: impl Into<Stdio>) -> Result<Self> {
+        let name = command.get_program().display().to_string();
+        let mut child = command
             // Nobody's home is used; a test that keeps profiles says where.
             .env("ATTUNE_REWARD_PROFILES__URL", "")
             .stdout(Stdio::piped())

@@ -8,6 +8,7 @@
 pub mod bare;
 pub mod collector;
 pub mod floor;
+pub mod gpu;
 pub mod load;
 pub mod pieces;
 pub mod plan;

@@ -13,6 +13,7 @@ mod failure;
 mod fetch;
 mod fit;
 mod generate;
+mod gpu;
 mod health;
 mod json;
 mod models;
@@ -60,6 +61,8 @@ enum Command {
     Eval(Box<eval::EvalArgs>),
     /// Measure: load on a running pair, or the pieces of a step.
     Bench(bench::BenchArgs),
+    /// Check, or measure, on an NVIDIA card.
+    Gpu(gpu::GpuArgs),
     /// Write seeded random models of known shapes, to test and measure with.
     Models(models::ModelsArgs),
     /// Work out how many devices of which size given models and load need.
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => with_runtime(eval::run(*args)),
         Command::Bench(args) => bench::run(args),
+        Command::Gpu(args) => gpu::run(args),
         Command::Models(args) => models::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Token(args) => token::run(&args),

@@ -5,13 +5,12 @@
 
 use std::sync::Arc;
 
-use attune_kernels::{AttentionRow, AttentionShape, EmbeddingTable, Format, Linear, Threads};
-use candle_core::{Device, Tensor};
+use attune_kernels::{AttentionRow, Format, Threads};
 
 use crate::{
     Checkpoint, DecoderConfig, ForwardError, LoadError, LoadOptions,
     kv::{BLOCK_SIZE, KvCache},
-    ops::{self, Attention, Rotate, Store},
+    ops::{Hardware, Linear, Plan, Rope, Rotation, Rows, Table, Vector, attention_shape},
     rope::RopeTable,
 };
 
@@ -42,45 +41,46 @@ pub enum Output {
 /// A decoder's weights, without its output head.
 pub struct Decoder {
     config: DecoderConfig,
-    embedding: Arc<EmbeddingTable>,
+    embedding: Arc<Table>,
     layers: Vec<Layer>,
-    norm: Vec<f32>,
-    rope: RopeTable,
-    threads: Threads,
+    norm: Vector,
+    rope: Rope,
+    hardware: Hardware,
 }
 
 struct Layer {
-    attention_norm: Vec<f32>,
+    attention_norm: Vector,
     qkv: Linear,
     /// Qwen3's norms of each query and key head.
-    head_norms: Option<(Vec<f32>, Vec<f32>)>,
+    head_norms: Option<(Vector, Vector)>,
     output: Linear,
-    mlp_norm: Vec<f32>,
+    mlp_norm: Vector,
     gate_up: Linear,
     down: Linear,
     window: Option<usize>,
 }
 
 impl Decoder {
-    /// Loads the layers, packing every matrix as the options say.
+    /// Loads the layers, packing every matrix as the options and the hardware say.
     ///
     /// # Errors
-    /// A tensor is missing or of another shape.
-    pub fn load(
+    /// A tensor is missing or of another shape; the memory is too small.
+    pub(crate) fn load(
         config: &DecoderConfig,
         checkpoint: &Checkpoint,
-        embedding: Arc<EmbeddingTable>,
+        embedding: Arc<Table>,
         options: &LoadOptions,
+        hardware: &Hardware,
     ) -> Result<Self, LoadError> {
         Ok(Self {
             layers: (0..config.layers)
-                .map(|i| Layer::load(config, checkpoint, options.format, i))
+                .map(|i| Layer::load(config, checkpoint, options.format, hardware, i))
                 .collect::<Result<_, _>>()?,
-            norm: checkpoint.f32("model.norm.weight", &[config.hidden])?,
-            rope: RopeTable::new(&config.rope, config.head_dim, config.context),
+            norm: hardware.vector(checkpoint.f32("model.norm.weight", &[config.hidden])?)?,
+            rope: hardware.rope(RopeTable::new(&config.rope, config.head_dim, config.context))?,
             config: config.clone(),
             embedding,
-            threads: options.threads.clone(),
+            hardware: hardware.clone(),
         })
     }
 
@@ -89,16 +89,30 @@ impl Decoder {
         &self.config
     }
 
-    /// Reads the rows, writes their keys and values to the cache, and gives the wanted hidden states
-    /// after the final norm, `[outputs, d]`, in the order of the sequences.
+    /// A cache of `blocks` blocks, where the decoder is.
     ///
     /// # Errors
-    /// The device failed.
-    pub fn forward(&self, sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Tensor, ForwardError> {
-        self.forward_on(sequences, cache, &self.threads)
+    /// There is too little memory.
+    pub fn cache(&self, blocks: usize) -> Result<KvCache, ForwardError> {
+        self.hardware.cache(&self.config, blocks)
     }
 
-    /// [`Self::forward`] on threads of the caller's own: the bits are the same.
+    /// Bytes that one block of its cache takes, over all layers.
+    pub fn block_bytes(&self) -> usize {
+        self.hardware.block_bytes(&self.config)
+    }
+
+    /// Reads the rows, writes their keys and values to the cache, and gives the wanted hidden states
+    /// after the final norm, `[outputs, d]`, in the order of the sequences. On a card it does not wait for
+    /// them.
+    ///
+    /// # Errors
+    /// The device failed, or the cache is none of this decoder's.
+    pub fn forward(&self, sequences: &[SequenceRows<'_>], cache: &KvCache) -> Result<Rows, ForwardError> {
+        self.forward_by(&self.hardware, sequences, cache)
+    }
+
+    /// [`Self::forward`] on threads of the caller's own, where the decoder is on a CPU: the bits are the same.
     ///
     /// # Errors
     /// As `forward`.
@@ -107,63 +121,34 @@ impl Decoder {
         sequences: &[SequenceRows<'_>],
         cache: &KvCache,
         threads: &Threads,
-    ) -> Result<Tensor, ForwardError> {
-        let plan = Plan::new(sequences);
-        let mut x = self.embed(sequences)?;
-        for (layer, (keys, values)) in self.layers.iter().zip(cache.keys.iter().zip(&cache.values)) {
-            x = (x.clone() + self.attend(layer, &x, &plan, (keys, values), threads)?)?;
-            x = (x.clone() + self.mlp(layer, &x, threads)?)?;
-        }
-        let outputs = Tensor::new(plan.outputs, x.device())?;
-        Ok(ops::rms_norm(&x.index_select(&outputs, 0)?, &self.norm, self.config.norm_eps)?)
+    ) -> Result<Rows, ForwardError> {
+        self.forward_by(&self.hardware.with(threads), sequences, cache)
     }
 
-    /// The tokens' input embeddings, `[rows, d]`.
-    fn embed(&self, sequences: &[SequenceRows<'_>]) -> candle_core::Result<Tensor> {
-        let hidden = self.config.hidden;
-        let rows: usize = sequences.iter().map(|s| s.tokens.len()).sum();
-        let mut x = vec![0.0; rows * hidden];
-        let tokens = sequences.iter().flat_map(|s| s.tokens);
-        for (row, &token) in x.chunks_exact_mut(hidden).zip(tokens) {
-            self.embedding.row_into(token, row);
-        }
-        Tensor::from_vec(x, (rows, hidden), &Device::Cpu)
-    }
-
-    fn attend(
+    pub(crate) fn forward_by(
         &self,
-        layer: &Layer,
-        x: &Tensor,
-        plan: &Plan<'_>,
-        (keys, values): (&Tensor, &Tensor),
-        threads: &Threads,
-    ) -> candle_core::Result<Tensor> {
-        let DecoderConfig { heads, kv_heads, head_dim, norm_eps, .. } = self.config;
-        let normed = ops::rms_norm(x, &layer.attention_norm, norm_eps)?;
-        let qkv = ops::linear(&normed, &layer.qkv, threads)?;
-        qkv.inplace_op1(&Rotate {
-            heads,
-            kv_heads,
-            head_dim,
-            positions: &plan.positions,
-            cos: self.rope.cos(),
-            sin: self.rope.sin(),
-            norms: layer.head_norms.as_ref().map(|(q, k)| (&q[..], &k[..], norm_eps as f32)),
-        })?;
-        keys.inplace_op2(&qkv, &Store { column: heads * head_dim, slots: &plan.slots })?;
-        values.inplace_op2(&qkv, &Store { column: (heads + kv_heads) * head_dim, slots: &plan.slots })?;
-        let attention = Attention {
-            shape: AttentionShape { heads, kv_heads, head_dim, block_size: BLOCK_SIZE, window: layer.window },
-            rows: &plan.rows,
-            threads,
-        };
-        ops::linear(&attention.forward(&qkv, keys, values)?, &layer.output, threads)
-    }
-
-    fn mlp(&self, layer: &Layer, x: &Tensor, threads: &Threads) -> candle_core::Result<Tensor> {
-        let normed = ops::rms_norm(x, &layer.mlp_norm, self.config.norm_eps)?;
-        let gate_up = ops::linear(&normed, &layer.gate_up, threads)?;
-        ops::linear(&ops::silu_gate(&gate_up)?, &layer.down, threads)
+        on: &Hardware,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+    ) -> Result<Rows, ForwardError> {
+        let eps = self.config.norm_eps;
+        let plan = on.place(Plan::new(sequences), &attention_shape(&self.config, None))?;
+        let mut x = on.embed(&self.embedding, &plan)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let rotation = Rotation {
+                qkv: &layer.qkv,
+                norms: layer.head_norms.as_ref().map(|(q, k)| (q, k, eps)),
+                rope: &self.rope,
+                shape: attention_shape(&self.config, layer.window),
+                layer: index,
+            };
+            let qkv = on.before_rotation(&on.norm(&x, &layer.attention_norm, eps)?, &layer.qkv)?;
+            let q = on.rotate(qkv, &rotation, &plan, cache)?;
+            x = on.add(x, &on.attend(&q, &rotation, &plan, cache)?, &layer.output)?;
+            let gate_up = on.linear(&on.norm(&x, &layer.mlp_norm, eps)?, &layer.gate_up)?;
+            x = on.add(x, &on.silu_gate(&gate_up)?, &layer.down)?;
+        }
+        on.outputs(&x, &plan, &self.norm, eps)
     }
 }
 
@@ -172,21 +157,23 @@ impl Layer {
         config: &DecoderConfig,
         checkpoint: &Checkpoint,
         format: Option<Format>,
+        hardware: &Hardware,
         index: usize,
     ) -> Result<Self, LoadError> {
         let DecoderConfig { hidden, intermediate, head_dim, .. } = *config;
         let (queries, keys) = (config.heads * head_dim, config.kv_heads * head_dim);
         let name = |part: &str| format!("model.layers.{index}.{part}");
-        let vector = |part: &str, n| checkpoint.f32(&name(part), &[n]);
+        let numbers = |part: &str, n| checkpoint.f32(&name(part), &[n]);
+        let vector = |part: &str, n| hardware.vector(numbers(part, n)?);
         // Matrices that read the same input are packed as one, so that a step has fewer products.
         let linear = |parts: &[(&str, usize)], n_in: usize, bias: bool| {
             let mut biases = Vec::new();
             for &(part, n_out) in parts.iter().filter(|_| bias) {
-                biases.extend(vector(&format!("{part}.bias"), n_out)?);
+                biases.extend(numbers(&format!("{part}.bias"), n_out)?);
             }
             let weights: Vec<_> =
                 parts.iter().map(|&(part, n_out)| (name(&format!("{part}.weight")), n_out)).collect();
-            checkpoint.linear(&weights, n_in, bias.then_some(&biases[..]), format)
+            hardware.load_linear(checkpoint, &weights, n_in, bias.then_some(&biases[..]), format)
         };
         Ok(Self {
             attention_norm: vector("input_layernorm.weight", hidden)?,
@@ -214,19 +201,13 @@ impl Layer {
     }
 }
 
-/// Where each packed row stands, made once a pass for all layers.
-struct Plan<'a> {
-    positions: Vec<u32>,
-    slots: Vec<usize>,
-    rows: Vec<AttentionRow<'a>>,
-    outputs: Vec<u32>,
-}
-
 impl<'a> Plan<'a> {
     fn new(sequences: &[SequenceRows<'a>]) -> Self {
-        let mut plan = Self { positions: vec![], slots: vec![], rows: vec![], outputs: vec![] };
+        let mut plan =
+            Self { tokens: vec![], positions: vec![], slots: vec![], rows: vec![], outputs: vec![] };
         for sequence in sequences {
             let first = plan.rows.len();
+            plan.tokens.extend_from_slice(sequence.tokens);
             for position in sequence.start..sequence.start + sequence.tokens.len() {
                 let block = sequence.blocks[position / BLOCK_SIZE] as usize;
                 plan.positions.push(position as u32);

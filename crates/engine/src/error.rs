@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use attune_kernels::cuda::CudaError;
+
 /// A checkpoint that cannot be loaded. Each names what is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -46,7 +48,34 @@ impl From<attune_kernels::KernelError> for LoadError {
     }
 }
 
+impl From<CudaError> for LoadError {
+    fn from(error: CudaError) -> Self {
+        Self::Other(error.to_string())
+    }
+}
+
 /// A forward pass that failed as a whole: a fault of the device or of this program, never of one row.
 #[derive(Debug, thiserror::Error)]
-#[error("the forward pass failed: {0}")]
-pub struct ForwardError(#[from] candle_core::Error);
+pub enum ForwardError {
+    /// On a CPU.
+    #[error("the forward pass failed: {0}")]
+    Cpu(#[from] candle_core::Error),
+    /// On a card.
+    #[error("the forward pass failed: {0}")]
+    Card(#[from] CudaError),
+    /// Something lies on other hardware than the model.
+    #[error("the forward pass failed: {0} lies on other hardware than the model")]
+    Elsewhere(String),
+}
+
+impl ForwardError {
+    /// Whether the device's memory was too small for this pass; a smaller one may succeed.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Card(CudaError::OutOfMemory(_)))
+    }
+
+    /// Whether nothing that follows on this device can be relied on.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Card(error) if !error.is_recoverable())
+    }
+}

@@ -6,14 +6,16 @@
 
 use std::{path::Path, sync::Arc};
 
-use attune_kernels::{EmbeddingTable, Linear, Threads};
-use candle_core::{Device, Tensor};
+use attune_guidance::RowError;
+use attune_kernels::{EmbeddingTable, Threads, cuda::Gpu};
 
 use crate::{
-    Assets, Checkpoint, Decoder, DecoderConfig, DefaultReference, ForwardError, LatentAdapter, LoadError,
-    LoadOptions, ModelPath, Output, PersRmSettings, PreferenceTemplate, SequenceRows, WeightsForm,
+    Assets, Checkpoint, Decoder, DecoderConfig, DefaultReference, Feature, ForwardError, LatentAdapter,
+    LoadError, LoadOptions, ModelPath, Output, PersRmSettings, PersonWeights, PreferenceTemplate, Question,
+    SequenceRows, WeightsForm,
+    features::{self, Heads},
     kv::{BLOCK_SIZE, KvCache, blocks_for},
-    ops,
+    ops::{Hardware, Linear, Rows, Table},
 };
 
 /// Where the latent adapter lies.
@@ -31,8 +33,8 @@ pub enum Side {
 /// A decoder with its input embedding and the rows of its output embedding.
 struct Scorer {
     decoder: Decoder,
-    embedding: Arc<EmbeddingTable>,
-    head: Arc<EmbeddingTable>,
+    embedding: Arc<Table>,
+    head: Arc<Table>,
 }
 
 /// A personalised reward model.
@@ -54,7 +56,7 @@ pub struct PersRm {
     /// The latent form of a person.
     latent: Option<LatentAdapter>,
     weights_form: WeightsForm,
-    options: LoadOptions,
+    hardware: Hardware,
 }
 
 impl PersRm {
@@ -65,10 +67,27 @@ impl PersRm {
     /// # Errors
     /// Names the file and the tensor at fault.
     pub fn load(path: impl Into<ModelPath>, id: &str, options: &LoadOptions) -> Result<Self, LoadError> {
+        Self::load_on(path, id, options, None)
+    }
+
+    /// The same to a card, or, without one, to compute on a CPU.
+    ///
+    /// # Errors
+    /// As `load`; the card's memory is too small, or it takes no such model.
+    pub fn load_on(
+        path: impl Into<ModelPath>,
+        id: &str,
+        options: &LoadOptions,
+        gpu: Option<&Gpu>,
+    ) -> Result<Self, LoadError> {
         let (mut assets, checkpoint) = Assets::open(path, id, options)?;
+        let hardware = Hardware::new(gpu, &assets, options)?;
         let folder = checkpoint.folder();
         let settings = PersRmSettings::load(folder)?;
-        let policy = Scorer::load(&assets.config, &checkpoint, options, None)?;
+        let load = |config: &DecoderConfig, weights: &Checkpoint, embedding| {
+            Scorer::load(config, weights, options, &hardware, embedding)
+        };
+        let policy = load(&assets.config, &checkpoint, None)?;
         let reference = match &settings.reference_model {
             Some(name) => {
                 let path = within(folder, name)?;
@@ -79,13 +98,13 @@ impl PersRm {
                 if same(&config) != same(&assets.config) {
                     return Err(LoadError::file(&path, "the reference's shape differs from the model's"));
                 }
-                Some(Scorer::load(&config, &weights, options, None)?)
+                Some(load(&config, &weights, None)?)
             }
             None => match checkpoint.without_adapter() {
                 Some(base) if settings.reference.is_none_or(|named| named == DefaultReference::Model) => {
                     // An adapter leaves the embedding as it is.
                     let embedding = Arc::clone(&policy.embedding);
-                    Some(Scorer::load(&assets.config, &base, options, Some(embedding))?)
+                    Some(load(&assets.config, &base, Some(embedding))?)
                 }
                 _ => None,
             },
@@ -95,7 +114,7 @@ impl PersRm {
         let head = |file: &str, weight: &str, bias: &str| {
             let tensors = Checkpoint::open_file(folder, file)?;
             let (weight, bias) = (tensors.f32(weight, &[d, d])?, tensors.f32(bias, &[d])?);
-            Ok::<_, LoadError>(Linear::pack(&weight, d, d, Some(&bias), format)?)
+            hardware.linear_of(&weight, (d, d), &bias, format)
         };
         let value_head = folder
             .join("value_head.safetensors")
@@ -132,7 +151,7 @@ impl PersRm {
             weight_head,
             latent,
             weights_form: settings.weights,
-            options: options.clone(),
+            hardware,
             assets,
         })
     }
@@ -157,12 +176,43 @@ impl PersRm {
         self.latent.as_ref()
     }
 
-    /// A cache of `blocks` blocks for one side. Both sides use the same block ids.
+    /// Where it computes: "cpu" or "cuda:N".
+    pub fn device(&self) -> String {
+        self.hardware.name()
+    }
+
+    /// Whether it is on a card, so that its output embedding cannot be read here.
+    pub fn is_on_card(&self) -> bool {
+        matches!(self.hardware, Hardware::Card(..))
+    }
+
+    /// A cache of `blocks` blocks for one side, where the model is. Both sides use the same block ids.
     ///
     /// # Errors
     /// The device has too little memory.
     pub fn cache(&self, blocks: usize) -> Result<KvCache, ForwardError> {
-        KvCache::new(&self.assets.config, blocks, &Device::Cpu)
+        self.hardware.cache(&self.assets.config, blocks)
+    }
+
+    /// Bytes that one block of one side's cache takes, over all layers.
+    pub fn block_bytes(&self) -> usize {
+        self.hardware.block_bytes(&self.assets.config)
+    }
+
+    /// The features `phi(h)` of the wanted rows, where the model is.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// Without a reference, for `Side::Reference`; `has_reference` tells.
+    pub fn read(
+        &self,
+        side: Side,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+    ) -> Result<Vec<Feature>, ForwardError> {
+        Feature::all(self.phi(&self.hardware, side, sequences, cache)?)
     }
 
     /// The features `phi(h)` of the wanted rows, one `[d]` each.
@@ -171,17 +221,18 @@ impl PersRm {
     /// The device failed.
     ///
     /// # Panics
-    /// Without a reference, for `Side::Reference`; `has_reference` tells.
+    /// As `read`.
     pub fn features(
         &self,
         side: Side,
         sequences: &[SequenceRows<'_>],
         cache: &KvCache,
     ) -> Result<Vec<Vec<f32>>, ForwardError> {
-        self.features_on(side, sequences, cache, &self.options.threads)
+        self.phi(&self.hardware, side, sequences, cache)?.to_vec2()
     }
 
-    /// [`Self::features`] on threads of the caller's own: for work beside the running batch.
+    /// [`Self::features`] on threads of the caller's own, where the model is on a CPU: for work beside the
+    /// running batch.
     ///
     /// # Errors
     /// As `features`.
@@ -195,15 +246,39 @@ impl PersRm {
         cache: &KvCache,
         threads: &Threads,
     ) -> Result<Vec<Vec<f32>>, ForwardError> {
-        let hidden = self.scorer(side).decoder.forward_on(sequences, cache, threads)?;
-        if hidden.dim(0)? == 0 {
-            return Ok(Vec::new());
+        self.phi(&self.hardware.with(threads), side, sequences, cache)?.to_vec2()
+    }
+
+    fn phi(
+        &self,
+        on: &Hardware,
+        side: Side,
+        sequences: &[SequenceRows<'_>],
+        cache: &KvCache,
+    ) -> Result<Rows, ForwardError> {
+        let hidden = self.scorer(side).decoder.forward_by(on, sequences, cache)?;
+        match &self.value_head {
+            Some(head) if hidden.count() > 0 => on.linear_narrow(&hidden, head),
+            _ => Ok(hidden),
         }
-        let features = match &self.value_head {
-            Some(head) => ops::linear(&hidden, head, threads)?,
-            None => hidden,
-        };
-        Ok(features.to_vec2()?)
+    }
+
+    /// A person's `w_p`, `[d]`, where the model is.
+    ///
+    /// # Errors
+    /// The card's memory is full.
+    pub fn weights(&self, weights: Vec<f32>) -> Result<PersonWeights, ForwardError> {
+        PersonWeights::new(&self.hardware, weights)
+    }
+
+    /// The rewards of each question, in the candidates' order. A question fails alone.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn score(&self, questions: &[Question<'_>]) -> Result<Vec<Result<Vec<f32>, RowError>>, ForwardError> {
+        let reference = self.reference.as_ref().unwrap_or(&self.policy);
+        let heads = Heads { policy: &self.policy.head, reference: &reference.head };
+        features::score(&self.hardware, &heads, questions)
     }
 
     /// `w_p` read off a preference text by the head, `[d]`; `None` where the model has no head.
@@ -217,17 +292,21 @@ impl PersRm {
         debug_assert!(blocks.len() * BLOCK_SIZE >= text.len());
         let cache = self.cache(blocks.len())?;
         let rows = SequenceRows { tokens: text, start: 0, blocks: &blocks, output: Output::Last };
-        let hidden: Tensor = self.policy.decoder.forward(&[rows], &cache)?;
-        let weights = ops::linear(&hidden, head, &self.options.threads)?;
-        Ok(Some(weights.flatten_all()?.to_vec1()?))
+        let hidden = self.policy.decoder.forward(&[rows], &cache)?;
+        Ok(Some(self.hardware.linear(&hidden, head)?.to_vec1()?))
     }
 
-    /// The rows of a side's output embedding, `[V, d]`. Only those asked about are ever multiplied.
+    /// The rows of a side's output embedding, `[V, d]`, of a model on a CPU. Only those asked about are ever
+    /// multiplied.
     ///
     /// # Panics
-    /// As `features`.
+    /// As `read`; and for a model on a card, which [`PersRm::score`] serves.
+    #[allow(clippy::panic)]
     pub fn head(&self, side: Side) -> &EmbeddingTable {
-        &self.scorer(side).head
+        match &*self.scorer(side).head {
+            Table::Cpu(table) => table,
+            Table::Card(_) => panic!("the output embedding is on a card"),
+        }
     }
 
     #[allow(clippy::expect_used)]
@@ -245,13 +324,16 @@ impl Scorer {
         config: &DecoderConfig,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
-        embedding: Option<Arc<EmbeddingTable>>,
+        hardware: &Hardware,
+        embedding: Option<Arc<Table>>,
     ) -> Result<Self, LoadError> {
         let shape = [config.vocab, config.hidden];
-        let table = |name| Ok::<_, LoadError>(Arc::new(checkpoint.table(name, shape, options.format)?));
+        let table = |name: &str| {
+            Ok::<_, LoadError>(Arc::new(hardware.table(checkpoint, name, shape, options.format)?))
+        };
         let embedding = embedding.map_or_else(|| table("model.embed_tokens.weight"), Ok)?;
         let head = if config.tied { Arc::clone(&embedding) } else { table(config.head_tensor())? };
-        let decoder = Decoder::load(config, checkpoint, Arc::clone(&embedding), options)?;
+        let decoder = Decoder::load(config, checkpoint, Arc::clone(&embedding), options, hardware)?;
         Ok(Self { decoder, embedding, head })
     }
 }

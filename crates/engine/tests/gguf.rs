@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use attune_engine::kv::{KvCache, blocks_for};
 use attune_engine::random_checkpoint::{self, Family, Kind, Layout, Llama3Scaling, Shape, Storage};
-use attune_engine::{BaseModel, LoadOptions, Message, Output, PersRm, SequenceRows, Side};
+use attune_engine::{BaseModel, LoadOptions, Message, Output, PersRm, Rows, SequenceRows, Side};
 use attune_kernels::{Format, Threads};
 use candle_core::{
     Device,
@@ -58,7 +58,7 @@ fn logits(model: &BaseModel, tokens: &[u32]) -> Vec<f32> {
     let hidden = hidden(model, &[tokens]);
     let rows = hidden.len();
     let hidden = candle_core::Tensor::from_vec(hidden.concat(), (rows, ()), &Device::Cpu).unwrap();
-    let logits = model.logits(&hidden).unwrap();
+    let logits = model.logits(&Rows::Cpu(hidden)).unwrap();
     assert!(logits.iter().all(|v| v.is_finite()));
     logits
 }

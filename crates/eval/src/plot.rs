@@ -99,6 +99,7 @@ mod tests {
     fn every_method_has_its_curve_and_no_rows_are_a_plot_too() {
         let share = |value| Figure { value, low: value, high: value };
         let scores = |value| Scores {
+            pairs_asked: true,
             satisfaction: share(value),
             seen: share(value),
             unseen: share(value),

@@ -40,21 +40,22 @@ __device__ inline double log_sum_exp(const float* values, u32 n, double* terms) 
     return max + log(sum);
 }
 
-// `weight_rows`: a row's `w_p` among `weights [n, d]`; 0xffffffff: ones. `references`: 1 for reference
-// MODEL. `normalisers [B, 2]`: log-sum-exp of policy and reference over the vocabulary; NaN: over the
-// candidates. `ids` and `values` are `[B, 64]`, of which a row uses `counts`.
+// Hidden states and weights lie where they are: `hidden [B]`, `ref_hidden [B]` (null: another reference than
+// MODEL) and `weights [B]` (null: ones) are the places of rows of `d`. `normalisers [B, 2]`: log-sum-exp of
+// policy and reference over the vocabulary; NaN: over the candidates. `ids` and `values` are `[B, 64]`, of
+// which a row uses `counts`.
 template <class T>
-__device__ inline void score_row(const T* table, u64 table_stride, u32 vocab, u32 d, const T* hidden,
-                                 u64 hidden_stride, const T* ref_table, u64 ref_table_stride,
-                                 const T* ref_hidden, u64 ref_hidden_stride, const float* weights,
-                                 const u32* weight_rows, const u32* references, const float* normalisers,
-                                 const u32* ids, const u32* counts, float* values, u32* status) {
+__device__ inline void score_row(const T* table, u64 table_stride, u32 vocab, u32 d, const T* ref_table,
+                                 u64 ref_table_stride, const T* const* hidden, const T* const* ref_hidden,
+                                 const float* const* weights, const float* normalisers, const u32* ids,
+                                 const u32* counts, float* values, u32* status) {
     __shared__ float dots[2][MAX_CANDIDATES];
     __shared__ double terms[MAX_CANDIDATES];
     u32 row = blockIdx.x, n = counts[row];
     const u32* candidates = ids + (u64)row * MAX_CANDIDATES;
-    const float* w = weight_rows[row] == 0xffffffffu ? 0 : weights + (u64)weight_rows[row] * d;
-    bool against = references[row] != 0;
+    const T *own = hidden[row], *ref_own = ref_hidden[row];
+    const float* w = weights[row];
+    bool against = ref_own != 0;
     bool bad = threadIdx.x < n && candidates[threadIdx.x] >= vocab;
     if (__syncthreads_or(bad)) {
         if (threadIdx.x == 0) status[row] = ROW_BAD_REWARD;
@@ -62,9 +63,8 @@ __device__ inline void score_row(const T* table, u64 table_stride, u32 vocab, u3
     }
     for (u32 task = threadIdx.x / WARP; task < n * (against ? 2 : 1); task += THREADS / WARP) {
         u32 side = task / n, i = task % n;
-        float value = side ? dot(ref_table + candidates[i] * ref_table_stride,
-                                 ref_hidden + row * ref_hidden_stride, w, d)
-                           : dot(table + candidates[i] * table_stride, hidden + row * hidden_stride, w, d);
+        float value = side ? dot(ref_table + candidates[i] * ref_table_stride, ref_own, w, d)
+                           : dot(table + candidates[i] * table_stride, own, w, d);
         if (threadIdx.x % WARP == 0) dots[side][i] = value;
     }
     __syncthreads();
@@ -87,13 +87,11 @@ __device__ inline void score_row(const T* table, u64 table_stride, u32 vocab, u3
 
 #define SCORE(NAME, T)                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
-        NAME(const T* table, u64 table_stride, u32 vocab, u32 d, const T* hidden, u64 hidden_stride,       \
-             const T* ref_table, u64 ref_table_stride, const T* ref_hidden, u64 ref_hidden_stride,         \
-             const float* weights, const u32* weight_rows, const u32* references,                          \
+        NAME(const T* table, u64 table_stride, u32 vocab, u32 d, const T* ref_table, u64 ref_table_stride, \
+             const T* const* hidden, const T* const* ref_hidden, const float* const* weights,              \
              const float* normalisers, const u32* ids, const u32* counts, float* values, u32* status) {    \
-        score_row(table, table_stride, vocab, d, hidden, hidden_stride, ref_table, ref_table_stride,       \
-                  ref_hidden, ref_hidden_stride, weights, weight_rows, references, normalisers, ids,       \
-                  counts, values, status);                                                                 \
+        score_row(table, table_stride, vocab, d, ref_table, ref_table_stride, hidden, ref_hidden, weights, \
+                  normalisers, ids, counts, values, status);                                               \
     }
 #if WITH_F32
 SCORE(score_f32, float)

@@ -6,7 +6,6 @@
 
 mod attention;
 mod bandwidth;
-#[cfg(feature = "cuda")]
 pub mod cuda;
 mod disjoint;
 mod embedding;

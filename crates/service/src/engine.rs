@@ -1,10 +1,13 @@
 //! The settings of a service's engine, the same in both: which model, how it is stored, and what it may
 //! take of the machine.
 
-use std::{path::Path, thread};
+use std::{fmt, path::Path, str::FromStr, thread};
 
 use attune_engine::{LoadError, ModelPath, SharedPrefix, hub};
-use attune_kernels::{Format, KernelError, Threads};
+use attune_kernels::{
+    Format, KernelError, Threads,
+    cuda::{Cache, CudaError, Gpu},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, check_range, choice, invalid};
@@ -49,6 +52,56 @@ impl TryFrom<String> for Quantize {
     }
 }
 
+/// Where a model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Device {
+    /// On the CPU's cores.
+    Cpu,
+    /// On an NVIDIA card, by its number from 0.
+    Cuda(usize),
+    /// On the first card where there is one that can be used, else on the CPU.
+    Auto,
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("cuda:").map(str::parse)) {
+            ("cpu", _) => Ok(Self::Cpu),
+            ("auto", _) => Ok(Self::Auto),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(Ok(ordinal))) => Ok(Self::Cuda(ordinal)),
+            _ => Err(format!("{text:?} is none of cpu, cuda:N (a card's number, from 0) or auto")),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        device.to_string()
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 /// What an engine loads, and what it may take. Its keys stand at the top level of a service's
 /// configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,7 +118,9 @@ pub struct EngineConfig {
     pub model_id: Option<String>,
     /// The revision to fetch of a hub id. Absent: its main branch.
     pub model_revision: Option<String>,
-    /// Threads that compute, 0 to 1024. 0, the default: one for each core.
+    /// Where the model computes: cpu, cuda:N or auto. Default: cpu.
+    pub device: Device,
+    /// Threads that compute on a CPU, 0 to 1024. 0, the default: one for each core.
     pub threads: usize,
     /// In which floats matrices are kept. Default: auto.
     pub dtype: Dtype,
@@ -96,6 +151,7 @@ impl Default for EngineConfig {
             base_model: None,
             model_id: None,
             model_revision: None,
+            device: Device::Cpu,
             threads: 0,
             dtype: Dtype::Auto,
             quantize: Quantize::None,
@@ -180,6 +236,31 @@ impl EngineConfig {
         Threads::new(if self.threads == 0 { cores } else { self.threads })
     }
 
+    /// The card to compute on; none: the CPU. It opens the card, and looks for driver and libraries first.
+    ///
+    /// # Errors
+    /// The card that is asked for cannot be used; the sentence says why, and what to do.
+    pub fn gpu(&self) -> Result<Option<Gpu>, CudaError> {
+        let open = |ordinal| {
+            let gpu = Gpu::open(ordinal, Cache::default())?;
+            tracing::info!(card = gpu.name(), "the model computes on a card");
+            Ok(gpu)
+        };
+        match self.device {
+            Device::Cpu => Ok(None),
+            Device::Cuda(ordinal) => open(ordinal).map(Some),
+            // 8-bit weights compute on a CPU alone.
+            Device::Auto if self.quantize == Quantize::Q8 => Ok(None),
+            Device::Auto => {
+                let opened = open(0);
+                if let Err(error) = &opened {
+                    tracing::info!(%error, "no card can be used; the model computes on the CPU");
+                }
+                Ok(opened.ok())
+            }
+        }
+    }
+
     /// The blocks of `block_bytes` that the memory of the cache holds, at least `least`, and no more
     /// than the slots need at `per_slot` each.
     ///
@@ -209,7 +290,11 @@ pub struct EngineArgs {
     /// The name that others know the model by [default: the folder's or file's name, or the hub id]
     #[arg(long, value_name = "NAME")]
     pub model_id: Option<String>,
-    /// Threads that compute; 0: one for each core [default: 0]
+    /// Where the model computes: cpu, cuda:N (an NVIDIA card's number, from 0), or auto (the first card that
+    /// can be used, else the CPU) [default: cpu]
+    #[arg(long, value_name = "cpu|cuda:N|auto")]
+    pub device: Option<Device>,
+    /// Threads that compute on a CPU; 0: one for each core [default: 0]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// In which floats matrices are kept in memory [default: auto, as in the checkpoint]
@@ -240,6 +325,7 @@ impl EngineArgs {
             ("model", self.model.clone()),
             ("base_model", self.base_model.clone()),
             ("model_id", self.model_id.clone()),
+            ("device", self.device.map(|device| device.to_string())),
             ("threads", number(self.threads)),
             ("dtype", self.dtype.as_ref().map(name)),
             ("quantize", self.quantize.as_ref().map(name)),
@@ -278,6 +364,23 @@ mod tests {
         assert_eq!(error, "\"q8\" is none of auto, f32, bf16 or f16");
         assert_eq!(Quantize::try_from("q8".to_owned()), Ok(Quantize::Q8));
         assert!(Quantize::try_from("q4".to_owned()).unwrap_err().contains("none or q8"));
+    }
+
+    #[test]
+    fn devices_are_named() {
+        for (text, device) in [
+            ("cpu", Device::Cpu),
+            ("auto", Device::Auto),
+            ("cuda:3", Device::Cuda(3)),
+            ("cuda", Device::Cuda(0)),
+        ] {
+            assert_eq!(text.parse(), Ok(device));
+            assert_eq!(String::from(device).parse(), Ok(device));
+        }
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x"] {
+            let error = wrong.parse::<Device>().unwrap_err();
+            assert!(error.contains("cpu, cuda:N"), "{error}");
+        }
     }
 
     #[test]

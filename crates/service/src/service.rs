@@ -62,24 +62,24 @@ pub fn run<C>(
 /// The one thread that owns a service's model.
 #[derive(Debug)]
 pub struct EngineThread {
-    thread: JoinHandle<()>,
+    thread: JoinHandle<anyhow::Result<()>>,
     /// Cancelled when the thread ends, for whatever reason.
     ended: CancellationToken,
 }
 
 impl EngineThread {
-    /// Starts the thread.
+    /// Starts the thread. What `run` fails with is what the service fails with.
     ///
     /// # Errors
     /// The system refuses it.
-    pub fn spawn(run: impl FnOnce() + Send + 'static) -> anyhow::Result<Self> {
+    pub fn spawn(run: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<Self> {
         let ended = CancellationToken::new();
         let guard = ended.clone().drop_guard();
         let thread = thread::Builder::new()
             .name("engine".into())
             .spawn(move || {
                 let _guard = guard;
-                run();
+                run()
             })
             .context("cannot start a thread")?;
         Ok(Self { thread, ended })
@@ -179,7 +179,7 @@ impl Service {
         if let Some(admin) = admin {
             admin.await??;
         }
-        engine.map_err(|_| anyhow!("the engine panicked; see the log above"))?;
+        engine.map_err(|_| anyhow!("the engine panicked; see the log above"))??;
         Ok(drained?)
     }
 }

@@ -19,6 +19,9 @@
 {{- if and (ne $v.model.source "image") $claim.create (gt $most 1) (not (or (has "ReadWriteMany" $claim.accessModes) (has "ReadOnlyMany" $claim.accessModes))) }}
 {{- fail (printf "%s may have %d pods, and its model claim serves one node: set %s.model.claim.accessModes to [ReadWriteMany], or name a claim that many can read" $component $most $component) }}
 {{- end }}
+{{- if and (gt (int $v.gpu.count) 0) (has $v.engine.device (list "" "cpu")) }}
+{{- fail (printf "%s.gpu.count is %d and %s.engine.device is cpu: set engine.device to cuda:0 or auto, or the card is reserved and not used" $component (int $v.gpu.count) $component) }}
+{{- end }}
 {{- if and (hasPrefix "cuda" $v.engine.device) (eq (int $v.gpu.count) 0) }}
 {{- fail (printf "%s.engine.device is %s and %s.gpu.count is 0: set gpu.count, or the pod sees no card" $component $v.engine.device $component) }}
 {{- end }}

@@ -3,16 +3,13 @@
 
 use std::sync::Arc;
 
-use attune_engine::{
-    BaseModel, ForwardError, Message, Output, SequenceRows, TextError, kv::KvCache, kv::blocks_for,
-};
+use attune_engine::{BaseModel, ForwardError, Message, Output, SequenceRows, TextError, kv::blocks_for};
 use attune_kernels::{KernelError, Threads};
 use attune_proto::{
     profile::v1::{Feedback, Pair, Thumb, feedback::Kind},
     reward::v1::{Prompt, prompt},
 };
 use attune_service::status;
-use candle_core::Device;
 use tonic::Status;
 
 /// Tokens of one forward pass: what the memory of the logits is bounded by.
@@ -118,7 +115,7 @@ impl AnswerReader {
             return Err(Unreadable::Shape(format!("token id {id} lies outside the vocabulary of {vocab}")));
         }
         let blocks: Vec<u32> = (0..blocks_for(ids.len()) as u32).collect();
-        let cache = KvCache::new(&assets.config, blocks.len(), &Device::Cpu)?;
+        let cache = self.model.decoder.cache(blocks.len())?;
         // The last id is a target alone; the first target follows the prompt's last id.
         let inputs = ids.get(..ids.len().saturating_sub(1)).unwrap_or_default();
         let first = prompt.len() - 1;
@@ -132,9 +129,7 @@ impl AnswerReader {
             if wanted == 0 {
                 continue;
             }
-            let hidden = hidden.narrow(0, skipped, wanted).map_err(ForwardError::from)?;
-            let hidden = hidden.contiguous().map_err(ForwardError::from)?;
-            let logits = self.model.logits_on(&hidden, &self.threads)?;
+            let logits = self.model.logits_on(&hidden.from_row(skipped)?, &self.threads)?;
             let targets = &ids[start + skipped + 1..][..wanted];
             for (logits, &target) in logits.chunks_exact(vocab).zip(targets) {
                 let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

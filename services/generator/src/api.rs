@@ -44,6 +44,8 @@ pub(crate) struct Api {
     pub(crate) assets: Arc<Assets>,
     /// The tokenizer's fingerprint, over all its ids.
     pub(crate) fingerprint: String,
+    /// Where the model computes.
+    pub(crate) device: String,
     pub(crate) engine: Inbox,
     /// One permit for each request that runs or waits.
     pub(crate) permits: Arc<Semaphore>,
@@ -101,7 +103,7 @@ impl GeneratorService for Api {
             tokenizer_fingerprint: self.fingerprint.clone(),
             context_length: assets.config.context.min(self.limits.cache_tokens) as u32,
             dtype: assets.dtype().to_owned(),
-            device: "cpu".to_owned(),
+            device: self.device.clone(),
             slots: self.slots as u32,
             queue: self.queue as u32,
             reward_workers: self

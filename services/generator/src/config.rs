@@ -13,7 +13,7 @@ use attune_service::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{discovery::Source, guides::Patience};
+use crate::{discovery::Source, fuse::FuseOn, guides::Patience};
 
 /// The prefix of the generator's environment variables.
 const ENV_PREFIX: &str = "ATTUNE_GENERATOR_";
@@ -36,6 +36,9 @@ pub struct GeneratorConfig {
     pub reward_tls: ClientTlsConfig,
     /// Requests that wait beyond those that decode, 0 to 65536. Default: 256.
     pub queue: usize,
+    /// Where rewards are fused and tokens are chosen: host, or device, by the kernel on the model's card.
+    /// Default: host.
+    pub fuse: FuseOn,
     /// The most tokens that a request may ask for, 1 to 16777216. Default: 1024.
     pub max_tokens: u32,
     /// How long rows that could run wait for the rewards of the others, in milliseconds, 0 to 1000, so
@@ -69,6 +72,7 @@ impl Default for GeneratorConfig {
             reward: Vec::new(),
             reward_tls: ClientTlsConfig::default(),
             queue: 256,
+            fuse: FuseOn::Host,
             max_tokens: 1024,
             reward_grace_ms: 2.0,
             reward_wait_max_seconds: 5.0,

@@ -6,17 +6,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use attune_engine::{Assets, Output as Wanted, SequenceRows};
 use attune_guidance::{Candidates, RowError};
 use attune_kernels::SelectRow;
 use attune_proto::reward::v1::response_frame::Frame;
-use attune_service::telemetry::trace;
+use attune_service::{status, telemetry::trace};
 use tonic::Status;
 
 use crate::{
+    fuse::Fuse,
     guides::{self, Loss, Patience, Verdict},
     metrics::Instruments,
     pool::Pool,
@@ -27,6 +28,9 @@ use crate::{
 
 /// How far down the line of those without room is looked for one whose reward model has some.
 const ROOMLESS_LOOKED_AT: usize = 64;
+
+/// When a client may try again that made room on the device.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// All running and waiting texts.
 pub(crate) struct Decoding {
@@ -40,6 +44,7 @@ pub(crate) struct Decoding {
     roomless: BTreeSet<SequenceId>,
     last_id: SequenceId,
     patience: Patience,
+    fuse: Fuse,
     instruments: Instruments,
     /// Since when there are rows that could be computed.
     runnable_since: Option<Instant>,
@@ -61,6 +66,7 @@ impl Decoding {
         scheduler: Scheduler,
         pool: Pool,
         patience: Patience,
+        fuse: Fuse,
         instruments: Instruments,
     ) -> Self {
         Self {
@@ -72,6 +78,7 @@ impl Decoding {
             roomless: BTreeSet::new(),
             last_id: 0,
             patience,
+            fuse,
             instruments,
             runnable_since: None,
         }
@@ -373,10 +380,18 @@ impl Decoding {
         }
     }
 
-    /// Ends all that still runs.
-    pub(crate) fn stop(mut self, now: Instant) {
+    /// The device has too little memory for these rows: the newest text makes room, the others go on.
+    pub(crate) fn out_of_memory(&mut self, rows: &[PlannedRows]) {
+        if let Some(newest) = rows.iter().map(|row| row.id).max() {
+            let message = "the device's memory is full; try again later, or with a shorter prompt";
+            self.fail(newest, status::exhausted(message, RETRY_AFTER));
+        }
+    }
+
+    /// Ends all that still runs, and says why.
+    pub(crate) fn stop(mut self, why: &str, now: Instant) {
         for (_, sequence) in std::mem::take(&mut self.sequences) {
-            let status = sequence.interrupted("the generator is shutting down");
+            let status = sequence.interrupted(why);
             sequence.fail(status);
         }
         self.flush(now);
@@ -384,7 +399,7 @@ impl Decoding {
 
     fn choose(&mut self, id: SequenceId, now: Instant) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        match sequence.choose(&self.assets, &self.instruments, now) {
+        match sequence.choose(&self.assets, &self.fuse, &self.instruments, now) {
             Ok(Next::Wait) => {}
             Ok(Next::Continue(token)) => self.scheduler.push(id, token),
             Ok(Next::Finish(reason)) => {

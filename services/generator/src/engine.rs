@@ -9,7 +9,6 @@ use std::{sync::Arc, time::Instant};
 
 use attune_engine::{BaseModel, ForwardError, kv::KvCache};
 use attune_guidance::{Candidates, RowError};
-use attune_kernels::{Threads, select};
 use attune_service::imminent;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use tokio::sync::watch;
@@ -91,8 +90,6 @@ pub(crate) struct Device {
     pub(crate) model: Arc<BaseModel>,
     /// Its cache.
     pub(crate) cache: KvCache,
-    /// The threads that compute.
-    pub(crate) threads: Threads,
 }
 
 impl Device {
@@ -112,13 +109,13 @@ impl Device {
         let logits = {
             let _span = tracing::debug_span!("forward", rows = packed).entered();
             let hidden = self.model.decoder.forward(&decoding.batch(rows), &self.cache)?;
-            self.model.logits(&hidden)?
+            self.model.head(&hidden)?
         };
         instruments.forward.record(lap.time());
         let selection = decoding.selection(rows);
         let selected = {
             let _span = tracing::debug_span!("select", rows = selection.len()).entered();
-            select(&logits, self.model.assets.config.vocab, &selection, &self.threads)
+            self.model.select(&logits, &selection)?
         };
         instruments.select.record(lap.time());
         Ok(selected)
@@ -131,6 +128,8 @@ pub(crate) struct Engine {
     decoding: Decoding,
     commands: Commands,
     load: watch::Sender<Load>,
+    /// What the device failed with: nothing more can be computed.
+    broken: Option<ForwardError>,
 }
 
 /// Whether the engine goes on.
@@ -142,20 +141,25 @@ pub(crate) enum Progress {
     Waits(Option<Instant>),
     /// It was told to stop.
     Stopped,
+    /// Its device failed for good.
+    Broken,
 }
 
 impl Engine {
     /// An idle engine.
     pub(crate) fn new(device: Device, decoding: Decoding, Ends { commands, load }: Ends) -> Self {
-        Self { device, decoding, commands, load }
+        Self { device, decoding, commands, load, broken: None }
     }
 
     /// Decodes until it is told to stop.
-    pub(crate) fn run(mut self) {
+    ///
+    /// # Errors
+    /// The device failed for good. Every text has ended with what it takes to go on elsewhere.
+    pub(crate) fn run(mut self) -> Result<(), ForwardError> {
         loop {
             let until = match self.proceed() {
                 Progress::Computed => continue,
-                Progress::Stopped => break,
+                Progress::Stopped | Progress::Broken => break,
                 Progress::Waits(until) => until,
             };
             let idle = self.decoding.is_idle();
@@ -171,7 +175,13 @@ impl Engine {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
-        self.decoding.stop(now());
+        let why = if self.broken.is_some() {
+            "the generator's device has failed"
+        } else {
+            "the generator is shutting down"
+        };
+        self.decoding.stop(why, now());
+        self.broken.map_or(Ok(()), Err)
     }
 
     /// Takes all that has arrived, and computes one iteration where there is one to compute.
@@ -197,7 +207,15 @@ impl Engine {
             Ok(selected) => self.decoding.computed(&rows, selected, now()),
             Err(error) => {
                 tracing::error!(%error, "an iteration failed");
-                self.decoding.not_computed(&rows);
+                if error.is_fatal() {
+                    self.broken = Some(error);
+                    return Progress::Broken;
+                }
+                if error.is_out_of_memory() {
+                    self.decoding.out_of_memory(&rows);
+                } else {
+                    self.decoding.not_computed(&rows);
+                }
             }
         }
         Progress::Computed

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use attune_engine::{
-    BaseModel, DecoderConfig, LoadOptions, PreferenceTemplate, SharedPrefix,
-    kv::{BLOCK_SIZE, KvCache, Sharing, blocks_for},
+    BaseModel, LoadOptions, PreferenceTemplate, SharedPrefix,
+    kv::{BLOCK_SIZE, Sharing, blocks_for},
 };
 use attune_proto::{
     generator::v1::generator_service_server::GeneratorServiceServer,
@@ -34,6 +34,7 @@ use crate::{
     decoding::Decoding,
     discovery::{self, Resolve, Source},
     engine::{Device, Ends, Engine, Inbox},
+    fuse::Fuse,
     metrics::{Instruments, Requests},
     pool::Pool,
     profiles::Profiles,
@@ -65,13 +66,15 @@ impl Generator {
     /// As `start`.
     pub async fn start_with(config: GeneratorConfig, metrics: Metrics) -> anyhow::Result<Self> {
         config.validate()?;
-        let bound = listener::open(&config.server).await?;
         let device = {
             let config = config.clone();
             tokio::task::spawn_blocking(move || load(&config))
                 .await
                 .context("the model's loading broke off")??
         };
+        let fuse = Fuse::new(config.fuse, device.model.gpu())?;
+        // What a card or a model has wrong is told before anybody can connect.
+        let bound = listener::open(&config.server).await?;
         let surroundings = Surroundings {
             dial: worker::tcp(),
             resolve: discovery::system_resolver(),
@@ -84,8 +87,8 @@ impl Generator {
         let answers = AnswerReader::new(Arc::clone(&device.model))?;
         let engine = EngineThread::spawn(move || {
             let pool = Pool::new(seed, counters);
-            let decoding = Decoding::new(assets, scheduler, pool, patience, instruments);
-            Engine::new(device, decoding, ends).run();
+            let decoding = Decoding::new(assets, scheduler, pool, patience, fuse, instruments);
+            Ok(Engine::new(device, decoding, ends).run()?)
         })?;
         let mut connections = JoinSet::new();
         connections.spawn(roster.run());
@@ -158,8 +161,7 @@ pub(crate) fn parts(
     let Surroundings { dial, resolve, seed, inline } = surroundings;
     let sources: Vec<Source> = config.reward.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     let assets = Arc::clone(&device.model.assets);
-    let shape = &assets.config;
-    let blocks = blocks(config, shape)?;
+    let blocks = blocks(config, &device.model)?;
     let slots = config.engine.slots;
     let limits = scheduler::Limits { slots, prefill_chunk: config.engine.prefill_chunk };
     let sharing = if config.engine.prefix_cache {
@@ -194,6 +196,7 @@ pub(crate) fn parts(
         permits: Arc::new(Semaphore::new(slots + config.queue)),
         requests,
         quotas: Quotas::new(config.auth.limits),
+        device: device.model.device(),
         limits: Limits {
             max_tokens: config.max_tokens,
             cache_tokens: (blocks * BLOCK_SIZE).saturating_sub(1),
@@ -212,8 +215,9 @@ pub(crate) fn parts(
 }
 
 /// The blocks that the configured memory holds, and no more than the slots can use.
-pub(crate) fn blocks(config: &GeneratorConfig, shape: &DecoderConfig) -> Result<usize, ConfigError> {
-    config.engine.blocks(KvCache::block_bytes(shape), blocks_for(shape.context + 1), 2)
+pub(crate) fn blocks(config: &GeneratorConfig, model: &BaseModel) -> Result<usize, ConfigError> {
+    let context = model.assets.config.context;
+    config.engine.blocks(model.decoder.block_bytes(), blocks_for(context + 1), 2)
 }
 
 /// Loads the model and makes its cache.
@@ -221,21 +225,22 @@ fn load(config: &GeneratorConfig) -> anyhow::Result<Device> {
     let engine = &config.engine;
     let threads = engine.threads()?;
     let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
+    let gpu = engine.gpu()?;
     let path = engine.locate()?;
-    let model = BaseModel::load(path, &engine.id(), &options)?;
-    let shape = &model.assets.config;
-    let blocks = blocks(config, shape)?;
-    let cache = KvCache::new(shape, blocks, &candle_core::Device::Cpu)?;
+    let model = BaseModel::load_on(path, &engine.id(), &options, gpu.as_ref())?;
+    let blocks = blocks(config, &model)?;
+    let cache = model.decoder.cache(blocks)?;
     let assets = &model.assets;
     tracing::info!(
         model = assets.id,
         revision = assets.revision,
         dtype = assets.dtype(),
+        device = model.device(),
         threads = threads.count(),
-        context = shape.context,
+        context = assets.config.context,
         slots = engine.slots,
         blocks,
         "the base model is loaded"
     );
-    Ok(Device { cache, threads, model: Arc::new(model) })
+    Ok(Device { cache, model: Arc::new(model) })
 }

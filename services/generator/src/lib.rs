@@ -18,6 +18,7 @@ mod counters;
 mod decoding;
 mod discovery;
 mod engine;
+mod fuse;
 mod generator;
 mod guides;
 mod metrics;
@@ -34,6 +35,7 @@ mod validate;
 mod worker;
 
 pub use config::{Args, GeneratorConfig};
+pub use fuse::FuseOn;
 pub use generator::Generator;
 
 use attune_service::{metrics::Metrics, server::Drain};

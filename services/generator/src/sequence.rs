@@ -7,7 +7,7 @@ use std::{
 
 use attune_engine::Assets;
 use attune_guidance::{Candidates, RowError, Sampling, Term, against_generator, fuse};
-use attune_kernels::{Chosen, Edits, FuseRow, fuse_sample};
+use attune_kernels::{Chosen, Edits, FuseRow};
 use attune_proto::{
     generator::v1::{Candidate, Finish, FinishReason, Token, Usage},
     reward::v1::{Normalization, Reference, ResolvedGuidance},
@@ -17,6 +17,7 @@ use tonic::Status;
 
 use crate::{
     api::Place,
+    fuse::Fuse,
     metrics::{Instruments, Lap},
     output::Output,
     pool::{Before, Session},
@@ -245,6 +246,7 @@ impl Sequence {
     pub(crate) fn choose(
         &mut self,
         assets: &Assets,
+        fuse: &Fuse,
         instruments: &Instruments,
         now: Instant,
     ) -> Result<Next, RowError> {
@@ -276,7 +278,7 @@ impl Sequence {
         };
         let chosen = {
             let _span = tracing::debug_span!(parent: self.trail.span(), "fuse").entered();
-            fuse_sample(&[row]).remove(0)?
+            fuse.choose(row)?
         };
         let token = self.describe(&candidates, &terms, &chosen)?;
         instruments.fuse.record(lap.time());

@@ -3,8 +3,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
-use attune_engine::{Assets, BaseModel, kv::KvCache};
-use attune_kernels::Threads;
+use attune_engine::{Assets, BaseModel};
 use attune_proto::{
     generator::v1::{
         GenerateRequest,
@@ -30,6 +29,7 @@ use crate::{
     api::Place,
     decoding::Decoding,
     engine::{Device, Engine, Progress, now},
+    fuse::Fuse,
     generator::{Parts, Surroundings, blocks, parts},
     metrics::{Operation, Requests},
     output::Output,
@@ -87,15 +87,15 @@ pub fn generator(
     Driver,
     impl Future<Output = ()> + Send + use<>,
 )> {
-    let shape = &model.assets.config;
-    let cache = KvCache::new(shape, blocks(config, shape)?, &candle_core::Device::Cpu)?;
-    let device = Device { model, cache, threads: Threads::new(1)? };
+    let cache = model.decoder.cache(blocks(config, &model)?)?;
+    let device = Device { model, cache };
     let World { dial, resolve, seed } = world;
     let surroundings = Surroundings { dial, resolve, seed, inline: true };
     let Parts { api, roster, device, scheduler, ends, seed, counters, instruments, .. } =
         parts(config, device, surroundings, &Metrics::new("attune-generator")?)?;
     let pool = Pool::new(seed, counters);
-    let decoding = Decoding::new(Arc::clone(&api.assets), scheduler, pool, config.patience(), instruments);
+    let decoding =
+        Decoding::new(Arc::clone(&api.assets), scheduler, pool, config.patience(), Fuse::Host, instruments);
     let (assets, limits, requests) = (Arc::clone(&api.assets), api.limits, Arc::clone(&api.requests));
     let driver = Driver { engine: Engine::new(device, decoding, ends), assets, limits, requests };
     Ok((GeneratorServiceServer::with_interceptor(api, Door::open(None)), driver, Roster::run(roster)))
@@ -107,7 +107,7 @@ impl Driver {
         match self.engine.proceed() {
             Progress::Computed => Turn::Computed,
             Progress::Waits(until) => Turn::Waits(until),
-            Progress::Stopped => Turn::Waits(None),
+            Progress::Stopped | Progress::Broken => Turn::Waits(None),
         }
     }
 

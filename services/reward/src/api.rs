@@ -98,7 +98,7 @@ impl RewardService for Api {
             normalizations: vec![Normalization::Candidates.into(), Normalization::Vocabulary.into()],
             hidden_size: count(assets.config.hidden),
             dtype: assets.dtype().to_owned(),
-            device: "cpu".to_owned(),
+            device: self.persrm.device(),
             slots: count(self.slots),
             protocol_version: PROTOCOL_VERSION,
             server_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -6,7 +6,7 @@ mod pass;
 
 use std::{collections::HashMap, time::Instant};
 
-use attune_engine::kv::Writes;
+use attune_engine::{ForwardError, kv::Writes};
 use attune_proto::reward::v1::{
     FailureReason, Load, Normalization, Open, Opened, Reference, RequestFrame, Weights, request_frame,
     response_frame,
@@ -111,6 +111,8 @@ pub(crate) struct Engine {
     sessions: HashMap<Key, Active>,
     instruments: Instruments,
     draining: bool,
+    /// What the device failed with: nothing more can be computed.
+    broken: Option<ForwardError>,
 }
 
 impl Engine {
@@ -131,22 +133,29 @@ impl Engine {
             sessions: HashMap::new(),
             instruments,
             draining: false,
+            broken: None,
         }
     }
 
     /// Works until it is told to stop, or nobody is left to tell it anything.
-    pub(crate) fn run(mut self) {
+    ///
+    /// # Errors
+    /// The device failed for good. All calls end with this thread, and generators go on with other workers.
+    pub(crate) fn run(mut self) -> Result<(), ForwardError> {
         loop {
             if !self.scheduler.has_work() {
                 let soon =
                     if self.sessions.is_empty() { None } else { imminent(|| self.commands.try_recv().ok()) };
                 match soon.or_else(|| self.commands.blocking_recv()) {
-                    None | Some(Command::Stop) => return,
+                    None | Some(Command::Stop) => return Ok(()),
                     Some(command) => self.handle(command),
                 }
             }
             if self.proceed() == Progress::Stopped {
-                return;
+                return Ok(());
+            }
+            if let Some(error) = self.broken.take() {
+                return Err(error);
             }
         }
     }
@@ -287,7 +296,7 @@ impl Engine {
             }
             guidance.weights = weights.map(|values| Weights { values });
         }
-        active.person = Person::of(&guidance, self.model.persrm());
+        active.person = Person::of(&guidance, self.model.persrm()).map_err(|e| internal(&e))?;
         active.against_model = against_model;
         active.over_vocabulary = guidance.normalization() == Normalization::Vocabulary;
         let opened = Opened { session_id: active.session_id, guidance: Some(guidance) };
@@ -397,6 +406,10 @@ fn unknown() -> Failure {
     Failure::new(FailureReason::UnknownSession, message)
 }
 
-fn internal(error: &attune_engine::ForwardError) -> Failure {
+fn internal(error: &ForwardError) -> Failure {
+    if error.is_out_of_memory() {
+        let message = "the device's memory is full; try again later or elsewhere";
+        return Failure::new(FailureReason::Exhausted, message);
+    }
     Failure::new(FailureReason::Internal, format!("{error}; another worker may succeed"))
 }

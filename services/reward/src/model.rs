@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use attune_engine::{ForwardError, Output, PersRm, SequenceRows, Side, kv::KvCache};
+use attune_engine::{Feature, ForwardError, Output, PersRm, Question, SequenceRows, Side, kv::KvCache};
 use attune_guidance::RowError;
-use attune_kernels::{Reference, ScoreJob, Threads, score};
 
 /// What one session reads in a pass.
 #[derive(Debug, Clone, Copy)]
@@ -19,24 +18,13 @@ pub(crate) struct Rows<'a> {
     pub(crate) last: bool,
 }
 
-/// A session's features at its step, each `[d]`, turned into its person's.
-#[derive(Debug, Default)]
+/// A session's features at its step, turned into its person's.
+#[derive(Default)]
 pub(crate) struct Features {
-    /// `w_p * phi(h_theta)`, or what the latent adapter makes of it; empty before the prompt is read.
-    pub(crate) policy: Vec<f32>,
+    /// `w_p * phi(h_theta)`, or what the latent adapter makes of it; none before the prompt is read.
+    pub(crate) policy: Option<Feature>,
     /// `w_p * phi(h_ref)`, for reference MODEL.
-    pub(crate) reference: Option<Vec<f32>>,
-}
-
-/// One session's candidates to score.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Question<'a> {
-    /// What the session's hidden states gave.
-    pub(crate) features: &'a Features,
-    /// The candidates' ids.
-    pub(crate) ids: &'a [u32],
-    /// Normalise over the vocabulary instead of the candidates.
-    pub(crate) over_vocabulary: bool,
+    pub(crate) reference: Option<Feature>,
 }
 
 /// The model with the memory of its caches. Both sides use the same block ids.
@@ -44,7 +32,6 @@ pub(crate) struct Model {
     persrm: Arc<PersRm>,
     policy: KvCache,
     reference: Option<KvCache>,
-    threads: Threads,
 }
 
 impl Model {
@@ -52,10 +39,10 @@ impl Model {
     ///
     /// # Errors
     /// The device has too little memory.
-    pub(crate) fn new(persrm: Arc<PersRm>, blocks: usize, threads: Threads) -> Result<Self, ForwardError> {
+    pub(crate) fn new(persrm: Arc<PersRm>, blocks: usize) -> Result<Self, ForwardError> {
         let policy = persrm.cache(blocks)?;
         let reference = persrm.has_reference().then(|| persrm.cache(blocks)).transpose()?;
-        Ok(Self { persrm, policy, reference, threads })
+        Ok(Self { persrm, policy, reference })
     }
 
     /// Reads the rows with one side, and gives the unweighted features of those that want them, in
@@ -63,7 +50,7 @@ impl Model {
     ///
     /// # Errors
     /// The device failed, or the side is not there.
-    pub(crate) fn forward(&self, side: Side, rows: &[Rows<'_>]) -> Result<Vec<Vec<f32>>, ForwardError> {
+    pub(crate) fn forward(&self, side: Side, rows: &[Rows<'_>]) -> Result<Vec<Feature>, ForwardError> {
         let cache = match (side, &self.reference) {
             (Side::Policy, _) => &self.policy,
             (Side::Reference, Some(cache)) => cache,
@@ -78,7 +65,7 @@ impl Model {
                 output: if r.last { Output::Last } else { Output::Nothing },
             })
             .collect();
-        self.persrm.features(side, &sequences, cache)
+        self.persrm.read(side, &sequences, cache)
     }
 
     /// `w_p` read off a preference text, `[d]`; `None` where the model has no head.
@@ -95,21 +82,13 @@ impl Model {
     }
 
     /// The rewards of each question, in the candidates' order. A question fails alone.
-    pub(crate) fn score(&self, questions: &[Question<'_>]) -> Vec<Result<Vec<f32>, RowError>> {
-        let jobs: Vec<ScoreJob<'_>> = questions
-            .iter()
-            .map(|q| ScoreJob {
-                table: self.persrm.head(Side::Policy),
-                features: &q.features.policy,
-                ids: q.ids,
-                reference: q
-                    .features
-                    .reference
-                    .as_ref()
-                    .map(|f| Reference { table: self.persrm.head(Side::Reference), features: f }),
-                over_vocabulary: q.over_vocabulary,
-            })
-            .collect();
-        score(&jobs, &self.threads)
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(crate) fn score(
+        &self,
+        questions: &[Question<'_>],
+    ) -> Result<Vec<Result<Vec<f32>, RowError>>, ForwardError> {
+        self.persrm.score(questions)
     }
 }

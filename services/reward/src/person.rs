@@ -1,42 +1,51 @@
 //! Whose text a session is, as the model runs with it.
 
-use attune_engine::{Gates, PersRm};
+use attune_engine::{Feature, ForwardError, Gates, PersRm, PersonWeights};
 use attune_proto::reward::v1::ResolvedGuidance;
 
 /// What is made of a model's features for one person. Any number of different people stand in one batch.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Default)]
 pub(crate) enum Person {
     /// `w_p` is ones.
     #[default]
     Ones,
     /// `w_p`, `[d]`: multiplies the features of policy and reference.
-    Weights(Vec<f32>),
+    Weights(PersonWeights),
     /// A latent: the adapter, which its gates open, moves the features of the policy.
     Latent(Gates),
 }
 
 impl Person {
     /// The person of a settled guidance; a latent has been checked to fit the model's adapter.
-    pub(crate) fn of(guidance: &ResolvedGuidance, persrm: &PersRm) -> Self {
-        match (&guidance.weights, &guidance.latent, persrm.latent()) {
-            (Some(weights), _, _) => Self::Weights(weights.values.clone()),
+    ///
+    /// # Errors
+    /// The device's memory is full.
+    pub(crate) fn of(guidance: &ResolvedGuidance, persrm: &PersRm) -> Result<Self, ForwardError> {
+        Ok(match (&guidance.weights, &guidance.latent, persrm.latent()) {
+            (Some(weights), _, _) => Self::Weights(persrm.weights(weights.values.clone())?),
             (None, Some(latent), Some(adapter)) => Self::Latent(adapter.gates(&latent.values)),
             _ => Self::Ones,
-        }
+        })
     }
 
-    /// Turns the policy's features of one row into the person's, in place.
-    pub(crate) fn policy(&self, persrm: &PersRm, features: &mut [f32]) {
+    /// Turns the policy's features of one row into the person's.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(crate) fn policy(&self, persrm: &PersRm, feature: &mut Feature) -> Result<(), ForwardError> {
         match (self, persrm.latent()) {
-            (Self::Latent(gates), Some(adapter)) => adapter.apply(gates, features),
-            _ => self.reference(features),
+            (Self::Latent(gates), Some(adapter)) => feature.change(|row| adapter.apply(gates, row)),
+            _ => {
+                self.reference(feature);
+                Ok(())
+            }
         }
     }
 
     /// The same of the reference's features.
-    pub(crate) fn reference(&self, features: &mut [f32]) {
+    pub(crate) fn reference(&self, feature: &mut Feature) {
         if let Self::Weights(weights) = self {
-            features.iter_mut().zip(weights).for_each(|(f, w)| *f *= w);
+            feature.weigh(weights);
         }
     }
 

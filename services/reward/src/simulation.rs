@@ -7,7 +7,6 @@ use std::{
 };
 
 use attune_engine::PersRm;
-use attune_kernels::Threads;
 use attune_proto::reward::v1::{
     RequestFrame,
     response_frame::Frame,
@@ -48,7 +47,7 @@ pub fn worker(
     persrm: Arc<PersRm>,
 ) -> anyhow::Result<(RewardServiceServer<impl RewardService + use<>>, Driver)> {
     let (scheduler, blocks) = scheduler(config, &persrm)?;
-    let model = Model::new(Arc::clone(&persrm), blocks, Threads::new(1)?)?;
+    let model = Model::new(Arc::clone(&persrm), blocks)?;
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (prompts, jobs) = jobs::channel();
     let (context, slots) = (scheduler.limits().context, scheduler.slots());

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 use attune_engine::{
     LoadOptions, PersRm, SharedPrefix,
-    kv::{KvCache, Sharing, blocks_for},
+    kv::{Sharing, blocks_for},
 };
 use attune_profiles::{Place, Store, StoreError};
 use attune_proto::{
@@ -86,7 +86,7 @@ impl Worker {
             None => Desk::new(prompts),
         };
         let engine = Engine::new(inbox, desk, model, scheduler, Instruments::new(&metrics, slots));
-        let engine = EngineThread::spawn(move || engine.run())?;
+        let engine = EngineThread::spawn(move || Ok(engine.run()?))?;
 
         let max = config.server.max_message_bytes;
         let fits = Arc::new(Fits::new(Arc::clone(&persrm), config.log_content)?);
@@ -158,8 +158,9 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
     let engine = &config.engine;
     let threads = engine.threads()?;
     let options = LoadOptions { format: engine.format(), context: engine.context, threads: threads.clone() };
+    let gpu = engine.gpu()?;
     let path = engine.locate()?;
-    let persrm = Arc::new(PersRm::load(path, &engine.id(), &options)?);
+    let persrm = Arc::new(PersRm::load_on(path, &engine.id(), &options, gpu.as_ref())?);
     let assets = &persrm.assets;
     let (scheduler, blocks) = scheduler(config, &persrm)?;
     if scheduler.limits().context < assets.config.context {
@@ -169,11 +170,12 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
             "the cache holds less than the model's context; raise cache_mib to serve all of it"
         );
     }
-    let model = Model::new(Arc::clone(&persrm), blocks, threads.clone())?;
+    let model = Model::new(Arc::clone(&persrm), blocks)?;
     tracing::info!(
         model = assets.id,
         revision = assets.revision,
         dtype = assets.dtype(),
+        device = persrm.device(),
         threads = threads.count(),
         context = scheduler.limits().context,
         slots = engine.slots,
@@ -188,7 +190,7 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
 pub(crate) fn scheduler(config: &RewardConfig, persrm: &PersRm) -> anyhow::Result<(Scheduler, usize)> {
     let (engine, shape) = (&config.engine, &persrm.assets.config);
     let sides = 1 + usize::from(persrm.has_reference());
-    let blocks = engine.blocks(sides * KvCache::block_bytes(shape), blocks_for(shape.context), 1)?;
+    let blocks = engine.blocks(sides * persrm.block_bytes(), blocks_for(shape.context), 1)?;
     let limits = Limits { vocab: shape.vocab, context: shape.context };
     let sharing = if engine.prefix_cache {
         SharedPrefix::sharing(&engine.shared_prefixes, &persrm.assets, &persrm.template)?

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use attune_kernels::{EmbeddingTable, Format, Linear};
+use attune_kernels::{EmbeddingTable, Format, Linear, cuda};
 use memmap2::Mmap;
 use sha2::{Digest as _, Sha256};
 
@@ -210,6 +210,38 @@ impl Checkpoint {
             Some(blocks) => Ok(Linear::from_q8_blocks(&blocks, n_out, n_in, bias)?),
             None => self.pack(rows, |fill| Linear::pack_with(n_out, n_in, bias, format, fill)),
         }
+    }
+
+    /// The numbers of matrices, `[n_out, n_in]` each, one below the other, as a card stores them.
+    ///
+    /// # Errors
+    /// As `f32`.
+    pub(crate) fn card_bytes(
+        &self,
+        parts: &[(String, usize)],
+        n_in: usize,
+        element: cuda::Element,
+    ) -> Result<Vec<u8>, LoadError> {
+        let rows: usize = parts.iter().map(|part| part.1).sum();
+        let mut bytes = Vec::with_capacity(rows * n_in * element.bytes());
+        let mut numbers = vec![0.0; n_in];
+        for (name, n_out) in parts {
+            let tensor = self.tensor(name, &[*n_out, n_in])?;
+            let plain = tensor.element().is(element) && !self.adapts(name, &[*n_out, n_in])?;
+            for row in 0..tensor.rows() {
+                if plain {
+                    bytes.extend_from_slice(tensor.row(row));
+                    continue;
+                }
+                let read = tensor.row_into(row, &mut numbers);
+                read.map_err(|e| LoadError::tensor(&self.base, name, e))?;
+                if let Some((_, adapter)) = &self.adapter {
+                    adapter.add(name, row, &mut numbers);
+                }
+                element.extend(&mut bytes, &numbers);
+            }
+        }
+        Ok(bytes)
     }
 
     /// Packs rows that are read one by one, so that no second copy of a matrix is made.

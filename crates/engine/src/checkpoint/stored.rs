@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use attune_kernels::Format;
+use attune_kernels::{Format, cuda};
 use candle_core::quantized::GgmlDType;
 use half::{bf16, f16};
 
@@ -34,6 +34,16 @@ impl Element {
             Self::F16 => Format::F16,
             Self::Q8 | Self::Quantized(_) => Format::Q8,
         }
+    }
+
+    /// Whether a card stores such numbers with the same bytes.
+    pub(crate) fn is(self, element: cuda::Element) -> bool {
+        matches!(
+            (self, element),
+            (Self::F32, cuda::Element::F32)
+                | (Self::F16, cuda::Element::F16)
+                | (Self::Bf16, cuda::Element::Bf16)
+        )
     }
 
     /// Numbers of a block and its bytes.

@@ -121,6 +121,37 @@ impl Shape {
         Self { hidden: 1024, layers: 24, heads: 16, intermediate: 2816, std: 0.05, ..Self::small() }
     }
 
+    /// The shape of Llama 3.2's model of 1.2 billion weights.
+    #[must_use]
+    pub fn one_billion() -> Self {
+        Self {
+            hidden: 2048,
+            layers: 16,
+            heads: 32,
+            kv_heads: 8,
+            intermediate: 8192,
+            vocab: 128_256,
+            tied: true,
+            max_position: 4096,
+            std: 0.03,
+            ..Self::small()
+        }
+    }
+
+    /// The shape of Llama 3.1's model of 8 billion weights.
+    #[must_use]
+    pub fn eight_billion() -> Self {
+        Self {
+            hidden: 4096,
+            layers: 32,
+            head_dim: 128,
+            intermediate: 14_336,
+            tied: false,
+            std: 0.02,
+            ..Self::one_billion()
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), WriteError> {
         let refuse = |why: &str| Err(WriteError::Shape(why.to_owned()));
         let sizes =

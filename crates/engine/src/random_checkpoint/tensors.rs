@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
+use std::thread;
 
 use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
@@ -181,11 +182,18 @@ pub(super) fn write_model(dir: &Path, shape: &Shape, seed: u64, layout: Layout) 
         return write_file(&dir.join("model.safetensors"), &tensors);
     }
     let mut weight_map = Map::new();
-    for (i, part) in tensors.chunks(tensors.len().div_ceil(shards)).enumerate() {
-        let file = format!("model-{:05}-of-{shards:05}.safetensors", i + 1);
-        write_file(&dir.join(&file), part)?;
-        weight_map.extend(part.iter().map(|t| (t.name.clone(), Value::from(file.clone()))));
-    }
+    // A file each on a thread of its own: a large model's numbers take longer to make than to write.
+    thread::scope(|scope| {
+        let mut writers = Vec::new();
+        for (i, part) in tensors.chunks(tensors.len().div_ceil(shards)).enumerate() {
+            let file = format!("model-{:05}-of-{shards:05}.safetensors", i + 1);
+            let path = dir.join(&file);
+            writers.push(scope.spawn(move || write_file(&path, part)));
+            weight_map.extend(part.iter().map(|t| (t.name.clone(), Value::from(file.clone()))));
+        }
+        let written = writers.into_iter().map(|w| w.join().unwrap_or_else(|e| std::panic::resume_unwind(e)));
+        written.collect::<Result<Vec<()>, WriteError>>()
+    })?;
     let total_size: usize = tensors.iter().map(|t| View::data_len(&t)).sum();
     let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
     write_json(&dir.join("model.safetensors.index.json"), &index)

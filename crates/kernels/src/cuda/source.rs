@@ -79,6 +79,18 @@ pub enum Program {
     FuseSample,
     /// Attention over the paged cache.
     PagedAttention(Element, HeadSize),
+    /// Root-mean-square norm, from single precision.
+    RmsNorm(Element),
+    /// Rotation of queries and keys, and the way of keys and values into the cache.
+    Rotate(Element),
+    /// The gate of an MLP, from single precision.
+    SiluGate(Element),
+    /// Rows of an embedding, to single precision.
+    Embed(Element),
+    /// Rows from wherever they lie into one matrix, weighted.
+    CopyRows(Element),
+    /// A bias added in place.
+    AddBias(Element),
 }
 
 const COMMON: &str = include_str!("../../cuda/common.cuh");
@@ -89,7 +101,10 @@ impl Program {
         let sizes = [HeadSize::Upto64, HeadSize::Upto128, HeadSize::Upto256];
         let of = |element| {
             let attention = sizes.map(|size| Self::PagedAttention(element, size));
-            [Self::Select(element), Self::Score(element)].into_iter().chain(attention)
+            let layers =
+                [Self::RmsNorm, Self::Rotate, Self::SiluGate, Self::Embed, Self::CopyRows, Self::AddBias];
+            let step = [Self::Select(element), Self::Score(element)];
+            step.into_iter().chain(attention).chain(layers.map(|program| program(element)))
         };
         Element::ALL.into_iter().flat_map(of).chain([Self::FuseSample]).collect()
     }
@@ -101,14 +116,28 @@ impl Program {
             Self::Score(_) => "score",
             Self::FuseSample => "fuse_sample",
             Self::PagedAttention(..) => "paged_attention",
+            Self::RmsNorm(_) => "rms_norm",
+            Self::Rotate(_) => "rotate",
+            Self::SiluGate(_) => "silu_gate",
+            Self::Embed(_) => "embed",
+            Self::CopyRows(_) => "copy_rows",
+            Self::AddBias(_) => "add_bias",
         }
     }
 
     /// What it reads; `None`: single precision alone.
     pub fn element(self) -> Option<Element> {
         match self {
-            Self::Select(element) | Self::Score(element) | Self::PagedAttention(element, _) => Some(element),
             Self::FuseSample => None,
+            Self::Select(element)
+            | Self::Score(element)
+            | Self::PagedAttention(element, _)
+            | Self::RmsNorm(element)
+            | Self::Rotate(element)
+            | Self::SiluGate(element)
+            | Self::Embed(element)
+            | Self::CopyRows(element)
+            | Self::AddBias(element) => Some(element),
         }
     }
 
@@ -119,42 +148,52 @@ impl Program {
             Self::Score(_) => include_str!("../../cuda/score.cu"),
             Self::FuseSample => include_str!("../../cuda/fuse_sample.cu"),
             Self::PagedAttention(..) => include_str!("../../cuda/paged_attention.cu"),
+            Self::RmsNorm(_) => include_str!("../../cuda/rms_norm.cu"),
+            Self::Rotate(_) => include_str!("../../cuda/rotate.cu"),
+            Self::SiluGate(_) => include_str!("../../cuda/silu_gate.cu"),
+            Self::Embed(_) => include_str!("../../cuda/embed.cu"),
+            Self::CopyRows(_) => include_str!("../../cuda/copy_rows.cu"),
+            Self::AddBias(_) => include_str!("../../cuda/add_bias.cu"),
         };
         format!("{COMMON}\n{own}")
     }
 
     /// The kernel's name in it.
     pub fn entry(self) -> String {
-        match self {
-            Self::Select(element) | Self::Score(element) => format!("{}_{}", self.name(), element.suffix()),
-            Self::FuseSample => self.name().to_owned(),
-            Self::PagedAttention(element, size) => {
-                format!("{}_{}_{}", self.name(), size.room(), element.suffix())
+        let name = self.name();
+        match (self, self.element()) {
+            (Self::PagedAttention(_, size), Some(element)) => {
+                format!("{name}_{}_{}", size.room(), element.suffix())
             }
+            (_, Some(element)) => format!("{name}_{}", element.suffix()),
+            (_, None) => name.to_owned(),
         }
     }
 
     /// Threads of a block.
     pub fn threads(self) -> u32 {
         match self {
-            Self::Select(_) => 256,
             Self::Score(_) => 512,
             Self::FuseSample => 64,
-            Self::PagedAttention(..) => 128,
+            Self::PagedAttention(..) | Self::Rotate(_) => 128,
+            Self::Select(_)
+            | Self::RmsNorm(_)
+            | Self::SiluGate(_)
+            | Self::Embed(_)
+            | Self::CopyRows(_)
+            | Self::AddBias(_) => 256,
         }
     }
 
     /// NVRTC's options for it, the architecture excluded.
     pub(super) fn options(self) -> Vec<String> {
         let mut options = vec!["--std=c++17".to_owned()];
+        options.extend(self.element().map(|element| element.only().to_owned()));
         match self {
-            Self::Select(element) | Self::Score(element) => options.push(element.only().into()),
             // A product contracted with a sum would round otherwise than the specification does.
             Self::FuseSample => options.push("--fmad=false".into()),
-            Self::PagedAttention(element, size) => {
-                options.push(element.only().into());
-                options.push(format!("--define-macro=HEAD={}", size.room()));
-            }
+            Self::PagedAttention(_, size) => options.push(format!("--define-macro=HEAD={}", size.room())),
+            _ => {}
         }
         options
     }

@@ -3,7 +3,10 @@
 // warp. The order of the threads is drawn anew after every wait, so that what only works in one order
 // shows. Threads that wait at different places, or for one that has ended, are an error.
 #pragma once
+// Jumps between stacks are what it forbids.
+#undef _FORTIFY_SOURCE
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,40 +29,38 @@ struct Dim {
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
-static Dim threadIdx, blockIdx, blockDim, gridDim;
+inline Dim threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
 enum class Wait { Nothing, Block, Warp, Ended };
 
 struct Thread {
-    ucontext_t context;
+    // Where it goes on. A jump costs no system call; only its first step is a switch of contexts.
+    jmp_buf place_on_stack;
     Wait wait;
     // The line where it waits: all who wait together must agree.
     int place;
     // What it brings to the others, and what it is given back.
     uint64_t brings;
-    uint64_t given[32];
     unsigned any, count;
 };
 
 constexpr size_t STACK = 256 * 1024;
-static ucontext_t scheduler;
-static std::vector<Thread> threads;
-static char* stacks;
-static unsigned current;
-static const std::function<void()>* body;
-static uint64_t dice = 1;
+constexpr unsigned MOST_THREADS = 1024;
+inline jmp_buf scheduler;
+inline Thread threads[MOST_THREADS];
+// What each brought to the last meeting of its warp. Nobody comes to the next before all have read it.
+inline uint64_t brought[MOST_THREADS];
+// Threads that have a stack; they keep it for the next block.
+inline unsigned born;
+inline unsigned current;
+inline const std::function<void()>* body;
+inline uint64_t dice = 1;
 
 [[noreturn]] inline void fail(const char* problem) {
     fprintf(stderr, "block (%u, %u, %u): %s\n", blockIdx.x, blockIdx.y, blockIdx.z, problem);
     exit(3);
-}
-
-inline void entry() {
-    (*body)();
-    threads[current].wait = Wait::Ended;
-    swapcontext(&threads[current].context, &scheduler);
 }
 
 inline Thread& wait(Wait what, int place, uint64_t brings) {
@@ -67,8 +68,31 @@ inline Thread& wait(Wait what, int place, uint64_t brings) {
     self.wait = what;
     self.place = place;
     self.brings = brings;
-    swapcontext(&self.context, &scheduler);
+    if (!_setjmp(self.place_on_stack)) _longjmp(scheduler, 1);
     return threads[current];
+}
+
+inline void entry() {
+    for (;;) {
+        (*body)();
+        wait(Wait::Ended, 0, 0);
+    }
+}
+
+// Runs the current thread until it waits.
+__attribute__((noinline)) inline void go_on() {
+    if (_setjmp(scheduler)) return;
+    if (current < born) _longjmp(threads[current].place_on_stack, 1);
+    ucontext_t first;
+    getcontext(&first);
+    first.uc_stack.ss_sp = mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (first.uc_stack.ss_sp == MAP_FAILED) fail("no memory for a stack");
+    first.uc_stack.ss_size = STACK;
+    first.uc_link = nullptr;
+    makecontext(&first, entry, 0);
+    born = current + 1;
+    setcontext(&first);
 }
 
 // Lets the threads `from..to` go on if all of them wait for the same.
@@ -88,10 +112,8 @@ inline bool release(unsigned from, unsigned to, Wait what) {
     for (unsigned i = from; i < to; i++) {
         Thread& t = threads[i];
         if (what == Wait::Warp) {
-            for (unsigned lane = from; lane < to; lane++) {
-                if (threads[lane].wait == Wait::Ended) fail("a warp waits for a thread that has ended");
-                t.given[lane - from] = threads[lane].brings;
-            }
+            if (t.wait == Wait::Ended) fail("a warp waits for a thread that has ended");
+            brought[i] = t.brings;
         }
         t.any = any;
         t.count = count;
@@ -103,48 +125,36 @@ inline bool release(unsigned from, unsigned to, Wait what) {
 }
 
 inline void run_block(unsigned n) {
-    std::vector<unsigned> order(n);
-    for (unsigned i = 0; i < n; i++) {
-        order[i] = i;
-        Thread& t = threads[i];
-        getcontext(&t.context);
-        t.context.uc_stack.ss_sp = stacks + i * STACK;
-        t.context.uc_stack.ss_size = STACK;
-        t.context.uc_link = nullptr;
-        makecontext(&t.context, entry, 0);
-        t.wait = Wait::Nothing;
-    }
+    for (unsigned i = 0; i < n; i++) threads[i].wait = Wait::Nothing;
     for (;;) {
-        // Warps stay whole more or less: rotate, and turn round now and then.
+        // Warps stay whole more or less: rotate, and turn round now and then. Who has no stack yet gets it in
+        // order.
         dice = dice * 6364136223846793005u + 1442695040888963407u;
-        unsigned shift = (unsigned)(dice >> 33) % n;
-        bool back = dice >> 63;
+        unsigned shift = born < n ? 0 : (unsigned)(dice >> 33) % n;
+        bool back = born >= n && dice >> 63;
         bool ran = false;
         for (unsigned i = 0; i < n; i++) {
             current = (shift + (back ? n - i : i)) % n;
             if (threads[current].wait != Wait::Nothing) continue;
             ran = true;
             threadIdx = {current, 0, 0};
-            swapcontext(&scheduler, &threads[current].context);
+            go_on();
         }
         bool released = release(0, n, Wait::Block);
         for (unsigned warp = 0; warp < n; warp += 32) {
             released |= release(warp, warp + 32 < n ? warp + 32 : n, Wait::Warp);
         }
         if (released || ran) continue;
-        for (Thread& t : threads) {
-            if (t.wait != Wait::Ended) fail("threads wait for others that never come");
+        for (unsigned i = 0; i < n; i++) {
+            if (threads[i].wait != Wait::Ended) fail("threads wait for others that never come");
         }
         return;
     }
 }
 
 inline void launch(Dim grid, unsigned block, const std::function<void()>& kernel) {
-    threads.assign(block, Thread());
+    if (block > MOST_THREADS) fail("more threads than a block may have");
     body = &kernel;
-    stacks = (char*)mmap(nullptr, block * STACK, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stacks == MAP_FAILED) fail("no memory for stacks");
     gridDim = grid;
     blockDim = {block, 1, 1};
     for (unsigned z = 0; z < grid.z; z++)
@@ -153,7 +163,6 @@ inline void launch(Dim grid, unsigned block, const std::function<void()>& kernel
                 blockIdx = {x, y, z};
                 run_block(block);
             }
-    munmap(stacks, block * STACK);
 }
 
 template <class A, class B> inline B bits(A a) {
@@ -168,8 +177,8 @@ inline unsigned block_count(int line, int x) { return wait(Wait::Block, line, x 
 inline void block(int line) { wait(Wait::Block, line, 0); }
 template <class T> T shuffle(int line, unsigned mask, T x, int step) {
     if (mask != 0xffffffffu) fail("the emulator knows whole warps alone");
-    Thread& self = wait(Wait::Warp, line, bits<T, uint64_t>(x));
-    return bits<uint64_t, T>(self.given[threadIdx.x % 32 ^ step]);
+    wait(Wait::Warp, line, bits<T, uint64_t>(x));
+    return bits<uint64_t, T>(brought[threadIdx.x ^ step]);
 }
 
 }  // namespace emulator
@@ -205,6 +214,8 @@ inline unsigned short float_to_half(float x) {
     if (isnan(x)) return sign | 0x7e00;
     float size = fabsf(x);
     if (size >= 65520.0f) return sign | 0x7c00;
+    // It has no exponent.
+    if (size == 0.0f) return sign;
     int exponent;
     frexpf(size, &exponent);
     // The weight of the last bit, and no less than a subnormal's.

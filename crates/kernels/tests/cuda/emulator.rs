@@ -10,7 +10,7 @@ use std::{
     sync::Mutex,
 };
 
-use attune_kernels::cuda::Program;
+use attune_kernels::cuda::{Element, Program};
 
 /// Tests of one program wait for one another's compilation.
 static COMPILING: Mutex<()> = Mutex::new(());
@@ -18,6 +18,7 @@ static COMPILING: Mutex<()> = Mutex::new(());
 /// A kernel's source as a program for this machine.
 pub(crate) struct Emulator {
     binary: PathBuf,
+    programs: Vec<Program>,
 }
 
 /// One argument of a launch.
@@ -25,9 +26,15 @@ pub(crate) enum Arg {
     Number(u64),
     Buffer(Vec<u8>),
     Null,
+    /// Addresses: of each, the argument that it lies in and its offset in bytes; `None`: null.
+    Places(Vec<Option<(usize, usize)>>),
 }
 
 impl Arg {
+    pub(crate) fn float(x: f32) -> Self {
+        Self::Number(u64::from(x.to_bits()))
+    }
+
     pub(crate) fn u32s(numbers: &[u32]) -> Self {
         Self::Buffer(numbers.iter().flat_map(|x| x.to_le_bytes()).collect())
     }
@@ -85,6 +92,13 @@ impl Emulator {
         })
     }
 
+    /// The number formats that it was compiled for.
+    pub(crate) fn elements(&self) -> Vec<Element> {
+        let mut elements: Vec<Element> = self.programs.iter().filter_map(|p| p.element()).collect();
+        elements.dedup();
+        elements
+    }
+
     fn compile(programs: &[Program], defines: &[&str], change: impl Fn(String) -> String) -> Option<Self> {
         let compiler = ["c++", "g++", "clang++"]
             .into_iter()
@@ -108,12 +122,20 @@ impl Emulator {
             let (source, made) = (binary.with_extension("cpp"), binary.with_extension("made"));
             fs::write(&source, text).unwrap();
             // Its own arithmetic is not contracted, as that of `fuse_sample` on a card is not.
-            let flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-o"];
+            let flags = [
+                "-std=c++17",
+                "-O1",
+                "-U_FORTIFY_SOURCE",
+                "-ffp-contract=off",
+                "-fno-strict-aliasing",
+                "-w",
+                "-o",
+            ];
             let out = Command::new(compiler).args(flags).arg(&made).arg(&source).output().unwrap();
             assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
             fs::rename(made, &binary).unwrap();
         }
-        Some(Self { binary })
+        Some(Self { binary, programs: programs.to_vec() })
     }
 
     /// Runs the launches one after the other and gives every one's arguments as they are then.
@@ -131,10 +153,18 @@ impl Emulator {
                 input.extend(n.to_le_bytes());
             }
             for arg in &launch.args {
+                let mut places = Vec::new();
                 let (kind, number, bytes): (u64, Option<u64>, &[u8]) = match arg {
                     Arg::Number(n) => (0, Some(*n), &[]),
                     Arg::Buffer(bytes) => (1, Some(bytes.len() as u64), bytes),
                     Arg::Null => (2, None, &[]),
+                    Arg::Places(all) => {
+                        for place in all {
+                            let (arg, offset) = place.map_or((0, 0), |(arg, offset)| (arg + 1, offset));
+                            places.extend([arg, offset].into_iter().flat_map(|n| (n as u64).to_le_bytes()));
+                        }
+                        (3, Some(all.len() as u64), &places)
+                    }
                 };
                 input.extend(kind.to_le_bytes());
                 input.extend(number.into_iter().flat_map(u64::to_le_bytes));

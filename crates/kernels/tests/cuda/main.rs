@@ -1,12 +1,12 @@
 //! The CUDA sources, run on a CPU: the C++ compiler makes programs of them, with stand-ins for CUDA's
 //! built-ins, and their results are held against the specification in double precision. Planted bugs
 //! show that the checks see what they should.
-#![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod attention;
 mod emulator;
 mod fuse_sample;
+mod layers;
 mod nvrtc;
 mod planted;
 mod score;

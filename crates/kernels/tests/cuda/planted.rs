@@ -3,7 +3,7 @@
 use attune_kernels::cuda::{Element, HeadSize, Program};
 
 use crate::emulator::Emulator;
-use crate::{attention, fuse_sample, left_out, score, select};
+use crate::{attention, fuse_sample, layers, left_out, score, select};
 
 type Check = fn(&Emulator) -> Result<(), String>;
 
@@ -12,6 +12,10 @@ const SCORE: (Program, Check) = (Program::Score(Element::F32), score::check);
 const FUSE: (Program, Check) = (Program::FuseSample, fuse_sample::check);
 const ATTENTION: (Program, Check) =
     (Program::PagedAttention(Element::F32, HeadSize::Upto64), attention::check);
+
+const RMS_NORM: (Program, Check) = (Program::RmsNorm(Element::F32), layers::check_rms_norm);
+const ROTATE: (Program, Check) = (Program::Rotate(Element::F32), layers::check_rotate);
+const COPY_ROWS: (Program, Check) = (Program::CopyRows(Element::F32), layers::check_copy_rows);
 
 const BUGS: &[((Program, Check), &str, &str)] = &[
     // Barriers that are not there.
@@ -51,6 +55,12 @@ const BUGS: &[((Program, Check), &str, &str)] = &[
         "if (threadIdx.x == 0) status[row] = ROW_BAD_REWARD;",
         "if (threadIdx.x == 0) status[row + 1] = ROW_BAD_REWARD;",
     ),
+    // A norm before its sum is whole, a rotation the other way, a value that is turned, another row's key.
+    (RMS_NORM, "= sum;\n    __syncthreads();", "= sum;"),
+    (ROTATE, "narrow(a * c - b * s, out[i]);", "narrow(a * c + b * s, out[i]);"),
+    (ROTATE, "if (head >= heads + kv_heads) {", "if (head > heads + kv_heads) {"),
+    (ROTATE, ": keys + ((u64)slots[row]", ": keys + ((u64)positions[row]"),
+    (COPY_ROWS, "w ? x * w[i] : x", "w ? x * weights[0][i] : x"),
 ];
 
 #[test]

@@ -1,7 +1,9 @@
 // Runs launches that it reads from a file, and writes their buffers back.
 //
 // A launch: the kernel's name (8-byte length, bytes), grid x, y, z, threads, the number of arguments, and
-// for each: 0 and a number, 1, a length and bytes, or 2 for null; all numbers of 8 bytes, little endian.
+// for each: 0 and a number (of a float: its bits), 1, a length and bytes, 2 for null, or 3, a length and as
+// many places, each the argument that it lies in, counted from 1 (0: null), and an offset in bytes. All
+// numbers have 8 bytes, little endian.
 // What comes back is every buffer of every launch, one after the other, padding excluded.
 #include <string>
 #include <tuple>
@@ -19,13 +21,17 @@ constexpr unsigned char MARK = 0xA5;
 template <class A> struct From {
     static A of(uint64_t x) { return (A)x; }
 };
+template <> struct From<float> {
+    static float of(uint64_t x) { return __uint_as_float((unsigned)x); }
+};
 template <class A> struct From<A*> {
     static A* of(uint64_t x) { return (A*)x; }
 };
 
 template <class... A, size_t... I>
 std::function<void()> prepared(void (*kernel)(A...), const std::vector<Argument>& a, std::index_sequence<I...>) {
-    if (a.size() != sizeof...(A)) emulator::fail("another number of arguments than the kernel takes");
+    // Behind the parameters may stand what places point to.
+    if (a.size() < sizeof...(A)) emulator::fail("fewer arguments than the kernel takes");
     return [=] { kernel(From<A>::of(a[I].value)...); };
 }
 template <class... A> std::function<void()> bound(void (*kernel)(A...), const std::vector<Argument>& a) {
@@ -56,16 +62,31 @@ int main(int argc, char** argv) {
         Dim grid = {(unsigned)number(in), (unsigned)number(in), (unsigned)number(in)};
         unsigned block = (unsigned)number(in);
         std::vector<Argument> arguments(number(in));
-        for (Argument& a : arguments) {
+        // Where places stand, and what each of them is.
+        std::vector<std::vector<uint64_t>> places(arguments.size());
+        for (size_t i = 0; i < arguments.size(); i++) {
+            Argument& a = arguments[i];
             uint64_t kind = number(in);
             a.value = kind == 2 ? 0 : number(in);
             a.length = 0;
+            if (kind == 3) {
+                places[i].resize(2 * a.value);
+                for (uint64_t& x : places[i]) x = number(in);
+            }
             if (kind != 1) continue;
             a.length = a.value;
             unsigned char* memory = (unsigned char*)aligned_alloc(256, (a.length + 3 * GUARD) / 256 * 256);
             memset(memory, MARK, (a.length + 3 * GUARD) / 256 * 256);
             if (fread(memory + GUARD, 1, a.length, in) != a.length) return 2;
             a.value = (uint64_t)(memory + GUARD);
+        }
+        for (size_t i = 0; i < arguments.size(); i++) {
+            std::vector<uint64_t>& all = places[i];
+            if (all.empty()) continue;
+            for (size_t j = 0; j < all.size(); j += 2) {
+                all[j / 2] = all[j] ? arguments[all[j] - 1].value + all[j + 1] : 0;
+            }
+            arguments[i].value = (uint64_t)all.data();
         }
         emulator::launch(grid, block, find(name, arguments));
         for (Argument& a : arguments) {

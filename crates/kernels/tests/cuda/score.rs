@@ -33,6 +33,11 @@ fn check_shape(emulator: &Emulator, element: Element, d: usize, gap: usize) -> R
         .collect();
     let (ids, counts) = pack::id_columns(lists.iter().map(Vec::as_slice));
     let number = |n: usize| Arg::Number(n as u64);
+    let places = |arg: usize| -> Vec<Option<(usize, usize)>> {
+        (0..B).map(|row| Some((arg, row * stride * element.bytes()))).collect()
+    };
+    let ref_places = places(15).into_iter().zip(references).map(|(at, on)| at.filter(|_| on == 1)).collect();
+    let weight_places = weight_rows.iter().map(|&row| (row != u32::MAX).then(|| (16, row as usize * d * 4)));
     let launch = Launch {
         program: Program::Score(element),
         grid: [B, 1, 1],
@@ -41,20 +46,20 @@ fn check_shape(emulator: &Emulator, element: Element, d: usize, gap: usize) -> R
             number(stride),
             number(VOCAB),
             number(d),
-            Arg::Buffer(hidden.0),
-            number(stride),
             Arg::Buffer(ref_table.0),
             number(stride),
-            Arg::Buffer(ref_hidden.0),
-            number(stride),
-            Arg::f32s(&weights),
-            Arg::u32s(&weight_rows),
-            Arg::u32s(&references),
+            Arg::Places(places(14)),
+            Arg::Places(ref_places),
+            Arg::Places(weight_places.collect()),
             Arg::f32s(&normalisers),
             Arg::u32s(&ids),
             Arg::u32s(&counts),
             Arg::room(B * 64 * 4),
             Arg::room(B * 4),
+            // Where hidden states and weights lie; the kernel knows of them by their places alone.
+            Arg::Buffer(hidden.0),
+            Arg::Buffer(ref_hidden.0),
+            Arg::f32s(&weights),
         ],
     };
     let buffers = emulator.run(&[launch])?.remove(0);
@@ -74,7 +79,7 @@ fn check_shape(emulator: &Emulator, element: Element, d: usize, gap: usize) -> R
         };
         lists[row].iter().map(dot).collect()
     };
-    for (row, got) in pack::score_rows(&buffers.f32s(16), &counts, &buffers.u32s(17)).into_iter().enumerate()
+    for (row, got) in pack::score_rows(&buffers.f32s(12), &counts, &buffers.u32s(13)).into_iter().enumerate()
     {
         let what = format!("{element:?} d {d} row {row}");
         if row > 2 {

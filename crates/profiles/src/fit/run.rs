@@ -206,6 +206,9 @@ pub fn margins(
 }
 
 fn check_model(persrm: &PersRm, job: &Job) -> Result<(), FitError> {
+    if persrm.is_on_card() {
+        return Err(FitError::Unfit("profiles are fitted by workers whose model is on a CPU (--device cpu)"));
+    }
     if job.reference == Reference::Model && !persrm.has_reference() {
         return Err(FitError::Unfit("the reward model has no reference of its own"));
     }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use attune_engine::Side;
+use attune_engine::{Feature, ForwardError, Question, Side};
 use attune_guidance::RowError;
 use attune_proto::reward::v1::{FailureReason, Rewards, response_frame};
 use attune_service::telemetry::trace;
@@ -10,7 +10,7 @@ use attune_service::telemetry::trace;
 use super::{Engine, internal};
 use crate::{
     failure::Failure,
-    model::{Question, Rows},
+    model::Rows,
     scheduler::{Key, Run},
 };
 
@@ -30,38 +30,55 @@ impl Engine {
             let message = "the session had to make room for an older one; open it again later";
             self.fail(key, Failure::new(FailureReason::Preempted, message));
         }
-        let policy = self.forward(Side::Policy, &plan.runs);
         let measured: Vec<Run> = plan
             .runs
             .iter()
             .copied()
             .filter(|r| self.sessions.get(&r.key).is_some_and(|s| s.against_model))
             .collect();
-        let reference =
-            if measured.is_empty() { Vec::new() } else { self.forward(Side::Reference, &measured) };
+        let read = self.forward(Side::Policy, &plan.runs).and_then(|policy| {
+            let none = measured.is_empty();
+            Ok((policy, if none { Vec::new() } else { self.forward(Side::Reference, &measured)? }))
+        });
+        let (policy, reference) = match read {
+            Ok(read) => read,
+            Err(error) => return self.failed(&plan.runs, error),
+        };
         let now = Instant::now();
         drop(span);
         self.instruments.forward.record(now.saturating_duration_since(start));
-        for (key, features) in policy {
-            if let Some(active) = self.sessions.get_mut(&key) {
-                active.features.policy = features;
-                active.ready = now;
-                active.trail.ready();
-                active.person.policy(self.model.persrm(), &mut active.features.policy);
-            }
-        }
-        for (key, mut features) in reference {
-            if let Some(active) = self.sessions.get_mut(&key) {
-                active.person.reference(&mut features);
-                active.features.reference = Some(features);
-            }
+        if let Err(error) = self.take(policy, reference, now) {
+            return self.failed(&plan.runs, error);
         }
         plan.runs.iter().for_each(|run| self.scheduler.done(run));
     }
 
-    /// Reads the runs with one side; gives the features of those that have read all. If the device
-    /// fails, so do these sessions.
-    fn forward(&mut self, side: Side, runs: &[Run]) -> Vec<(Key, Vec<f32>)> {
+    /// Hands the sessions their features, turned into their persons'.
+    fn take(
+        &mut self,
+        policy: Vec<(Key, Feature)>,
+        reference: Vec<(Key, Feature)>,
+        now: Instant,
+    ) -> Result<(), ForwardError> {
+        for (key, mut feature) in policy {
+            if let Some(active) = self.sessions.get_mut(&key) {
+                active.person.policy(self.model.persrm(), &mut feature)?;
+                active.features.policy = Some(feature);
+                active.ready = now;
+                active.trail.ready();
+            }
+        }
+        for (key, mut feature) in reference {
+            if let Some(active) = self.sessions.get_mut(&key) {
+                active.person.reference(&mut feature);
+                active.features.reference = Some(feature);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the runs with one side; gives the features of those that have read all.
+    fn forward(&self, side: Side, runs: &[Run]) -> Result<Vec<(Key, Feature)>, ForwardError> {
         let mut wanted = Vec::with_capacity(runs.len());
         let mut rows = Vec::with_capacity(runs.len());
         for run in runs {
@@ -73,17 +90,26 @@ impl Engine {
             }
         }
         if rows.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        match self.model.forward(side, &rows) {
-            Ok(features) => wanted.into_iter().zip(features).collect(),
-            Err(error) => {
-                tracing::error!(%error, sessions = runs.len(), "a forward pass failed");
-                for run in runs {
-                    self.fail(run.key, internal(&error));
-                }
-                Vec::new()
+        Ok(wanted.into_iter().zip(self.model.forward(side, &rows)?).collect())
+    }
+
+    /// The pass over these runs failed. Where the device's memory was too small, the newest session makes
+    /// room and the others are read again; else all of them fail.
+    fn failed(&mut self, runs: &[Run], error: ForwardError) {
+        tracing::error!(%error, sessions = runs.len(), "a forward pass failed");
+        if error.is_out_of_memory() {
+            if let Some(newest) = runs.iter().map(|run| run.key).max() {
+                self.fail(newest, internal(&error));
             }
+            return;
+        }
+        for run in runs {
+            self.fail(run.key, internal(&error));
+        }
+        if error.is_fatal() {
+            self.broken = Some(error);
         }
     }
 
@@ -92,10 +118,12 @@ impl Engine {
         let mut keys = Vec::new();
         let mut questions = Vec::new();
         for (key, ids) in self.scheduler.answerable() {
-            if let Some(active) = self.sessions.get(&key) {
+            let Some(active) = self.sessions.get(&key) else { continue };
+            if let Some(policy) = &active.features.policy {
                 keys.push(key);
                 questions.push(Question {
-                    features: &active.features,
+                    policy,
+                    reference: active.features.reference.as_ref(),
                     ids,
                     over_vocabulary: active.over_vocabulary,
                 });
@@ -111,6 +139,10 @@ impl Engine {
             let _span = span.enter();
             self.model.score(&questions)
         };
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(error) => return self.not_scored(&keys, error),
+        };
         let now = Instant::now();
         self.instruments.score.record(now.saturating_duration_since(start));
         for (key, answer) in keys.into_iter().zip(answers) {
@@ -118,6 +150,19 @@ impl Engine {
                 Ok(values) => self.reply(key, values, now),
                 Err(error) => self.fail_score(key, &error),
             }
+        }
+    }
+
+    /// The device could not score these sessions. Too little memory is the newest one's loss, and the others
+    /// are asked again.
+    fn not_scored(&mut self, keys: &[Key], error: ForwardError) {
+        tracing::error!(%error, sessions = keys.len(), "candidates could not be scored");
+        let failed = if error.is_out_of_memory() { &keys[keys.len().saturating_sub(1)..] } else { keys };
+        for &key in failed {
+            self.fail(key, internal(&error));
+        }
+        if error.is_fatal() {
+            self.broken = Some(error);
         }
     }
 

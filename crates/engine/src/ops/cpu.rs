@@ -1,5 +1,4 @@
-//! Our kernels as candle operations, so that one model serves every device: on a CPU they call the
-//! forms in `attune-kernels`.
+//! Our kernels as candle operations on a CPU.
 //!
 //! Every operation treats each row by itself: a row's bits do not depend on the rows beside it.
 
@@ -11,62 +10,62 @@ use candle_core::{
 };
 
 /// `x W^T + b`: `[rows, n_in]` to `[rows, n_out]`.
-pub(crate) fn linear(x: &Tensor, weights: &Linear, threads: &Threads) -> Result<Tensor> {
+pub(super) fn linear(x: &Tensor, weights: &Linear, threads: &Threads) -> Result<Tensor> {
     x.apply_op1_no_bwd(&LinearOp { weights, threads })
 }
 
 /// Root-mean-square norm of each row, `[rows, d]`.
-pub(crate) fn rms_norm(x: &Tensor, weight: &[f32], eps: f64) -> Result<Tensor> {
+pub(super) fn rms_norm(x: &Tensor, weight: &[f32], eps: f64) -> Result<Tensor> {
     x.apply_op1_no_bwd(&RmsNorm { weight, eps: eps as f32 })
 }
 
 /// `silu(gate) * up`: `[rows, 2 * n]`, gates first, to `[rows, n]`.
-pub(crate) fn silu_gate(gate_up: &Tensor) -> Result<Tensor> {
+pub(super) fn silu_gate(gate_up: &Tensor) -> Result<Tensor> {
     gate_up.apply_op1_no_bwd(&SiluGate)
 }
 
 /// The attention of packed rows over the paged cache.
-pub(crate) struct Attention<'a> {
+pub(super) struct Attention<'a> {
     /// The shape of heads, blocks and window.
-    pub(crate) shape: AttentionShape,
+    pub(super) shape: AttentionShape,
     /// One a row: its position and its sequence's blocks.
-    pub(crate) rows: &'a [AttentionRow<'a>],
+    pub(super) rows: &'a [AttentionRow<'a>],
     /// The cores to use.
-    pub(crate) threads: &'a Threads,
+    pub(super) threads: &'a Threads,
 }
 
 impl Attention<'_> {
     /// Attends from the queries in `qkv`, `[rows, (heads + 2 kv_heads) * head_dim]`, over `keys` and
     /// `values`, `[slots, kv_heads * head_dim]`, into `[rows, heads * head_dim]`.
-    pub(crate) fn forward(&self, qkv: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, qkv: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
         qkv.apply_op3_no_bwd(keys, values, self)
     }
 }
 
 /// Normalises (Qwen3) and rotates the queries and keys of `qkv` in place.
-pub(crate) struct Rotate<'a> {
+pub(super) struct Rotate<'a> {
     /// Query heads.
-    pub(crate) heads: usize,
+    pub(super) heads: usize,
     /// Key and value heads.
-    pub(crate) kv_heads: usize,
+    pub(super) kv_heads: usize,
     /// The width of a head.
-    pub(crate) head_dim: usize,
+    pub(super) head_dim: usize,
     /// Each row's position.
-    pub(crate) positions: &'a [u32],
+    pub(super) positions: &'a [u32],
     /// `[context, head_dim / 2]`.
-    pub(crate) cos: &'a [f32],
+    pub(super) cos: &'a [f32],
     /// `[context, head_dim / 2]`.
-    pub(crate) sin: &'a [f32],
+    pub(super) sin: &'a [f32],
     /// Weights of the heads' norms, `[head_dim]` each, and their epsilon.
-    pub(crate) norms: Option<(&'a [f32], &'a [f32], f32)>,
+    pub(super) norms: Option<(&'a [f32], &'a [f32], f32)>,
 }
 
 /// Stores columns of packed rows into slots of the cache.
-pub(crate) struct Store<'a> {
+pub(super) struct Store<'a> {
     /// The first column to take; as many as the cache is wide.
-    pub(crate) column: usize,
+    pub(super) column: usize,
     /// Each row's slot: `block * block_size + offset`.
-    pub(crate) slots: &'a [usize],
+    pub(super) slots: &'a [usize],
 }
 
 fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

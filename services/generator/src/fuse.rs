@@ -1,0 +1,74 @@
+//! Where rewards are fused and tokens are chosen: on the host, or on the model's card.
+
+use attune_guidance::RowError;
+use attune_kernels::{Chosen, FuseRow, cuda::Gpu, fuse_sample};
+use attune_service::config::{ConfigError, choice, invalid};
+use serde::{Deserialize, Serialize};
+
+/// The setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase", try_from = "String")]
+pub enum FuseOn {
+    /// On the host, in double precision.
+    Host,
+    /// By the kernel on the model's card, in double precision too: the same seeds draw the same tokens.
+    Device,
+}
+
+impl TryFrom<String> for FuseOn {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        choice(&text)
+    }
+}
+
+/// What fuses and chooses.
+#[derive(Debug)]
+pub(crate) enum Fuse {
+    Host,
+    Card(Gpu),
+}
+
+impl Fuse {
+    /// As the setting says, for a model on this card; none: on a CPU.
+    ///
+    /// # Errors
+    /// There is no card.
+    pub(crate) fn new(on: FuseOn, gpu: Option<&Gpu>) -> Result<Self, ConfigError> {
+        match (on, gpu) {
+            (FuseOn::Host, _) => Ok(Self::Host),
+            (FuseOn::Device, Some(gpu)) => Ok(Self::Card(gpu.clone())),
+            (FuseOn::Device, None) => {
+                Err(invalid("fuse", "device", "host where the model is on a CPU; give --device cuda:N"))
+            }
+        }
+    }
+
+    /// The choice in one row.
+    ///
+    /// # Errors
+    /// Numbers that are not finite.
+    pub(crate) fn choose(&self, row: FuseRow<'_>) -> Result<Chosen, RowError> {
+        if let Self::Card(gpu) = self {
+            match gpu.fuse_sample(&[row]) {
+                Ok(mut chosen) => return chosen.remove(0),
+                // The host chooses the same token, and the next pass meets what is wrong with the card.
+                Err(error) => tracing::error!(%error, "a token could not be chosen on the card"),
+            }
+        }
+        fuse_sample(&[row]).remove(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_card_fuses_on_the_device() {
+        assert!(matches!(Fuse::new(FuseOn::Host, None), Ok(Fuse::Host)));
+        let error = Fuse::new(FuseOn::Device, None).unwrap_err().to_string();
+        assert!(error.contains("`fuse`") && error.contains("--device"), "{error}");
+    }
+}
