@@ -109,7 +109,7 @@ fn scored(gpu: &Gpu, element: Element, rows: usize, d: usize) -> Result<String> 
         let own = &all[i * d..][..d];
         if weighed { own.iter().zip(&weights).map(|(h, w)| h * w).collect() } else { own.to_vec() }
     };
-    let (weighed, against) = (|i: usize| i % 2 == 0, |i: usize| i % 3 != 1);
+    let (weighed, against) = (|i: usize| i.is_multiple_of(2), |i: usize| i % 3 != 1);
     let tables = [
         EmbeddingTable::from_f32(table.clone(), VOCAB, d)?,
         EmbeddingTable::from_f32(ref_table.clone(), VOCAB, d)?,

@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::Result;
-use attune_engine::{Tokenizer, random_checkpoint::Shape};
+use attune_engine::{
+    Tokenizer,
+    random_checkpoint::{Family, Shape},
+};
 use attune_kernels::{
     Edits, SelectRow,
     cuda::{CardRow, CardScore, CudaError, Element, Gpu, Matrix},
@@ -131,16 +134,15 @@ pub async fn measure(gpu: &Gpu, extent: &Extent, say: impl Fn(&str)) -> Result<S
     }
     let fuse = batches.iter().map(|&rows| bench.fusions(rows)).collect::<Result<_>>()?;
     let (card, copy_bandwidth) = (gpu.name(), bench.copy_bandwidth);
-    let sizes: &[(&str, fn() -> Shape)] = if extent.quick {
-        &[("tiny", || Shape::tiny(attune_engine::random_checkpoint::Family::Llama))]
+    let sizes = if extent.quick {
+        vec![("tiny", Shape::tiny(Family::Llama))]
     } else {
-        &[("1b", Shape::one_billion), ("8b", Shape::eight_billion)]
+        vec![("1b", Shape::one_billion()), ("8b", Shape::eight_billion())]
     };
     drop(bench);
     let mut decode = Vec::new();
-    for &(name, shape) in sizes {
+    for (name, shape) in sizes {
         say(&format!("writing a random checkpoint of shape {name}"));
-        let shape = shape();
         let folder = random_base(&extent.work, name, &shape)?;
         decode.extend(decoding(gpu.ordinal(), extent, name, &shape, &folder, &kernels, &say).await?);
     }
