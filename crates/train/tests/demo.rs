@@ -49,6 +49,7 @@ fn one_seed_gives_the_same_files() {
         "persrm/attune.json",
         "persrm/config.json",
         "persrm/generation_config.json",
+        "persrm/latent_adapter.safetensors",
         "persrm/model.safetensors",
         "persrm/reference/config.json",
         "persrm/reference/model.safetensors",

@@ -46,7 +46,7 @@ async fn answers(
     profile: Option<&str>,
 ) -> Result<Vec<Traits>> {
     let of_question = |(i, question): (usize, &world::Prompt)| {
-        let (client, question, profile) = (client.clone(), question.clone(), profile.map(str::to_owned));
+        let (client, question, profile) = (client.clone(), *question, profile.map(str::to_owned));
         async move {
             let text = answer(endpoint, client, question.text(), profile, i as u64).await?;
             Ok::<_, anyhow::Error>(judge(&question, text.trim()).traits)
