@@ -105,7 +105,6 @@ mod tests {
             unseen: share(value),
             single: share(value),
             pairs: share(value),
-            pairs_asked: true,
             dimensions: Vec::new(),
             well_formed: share(1.0 - value / 2.0),
             perplexity: share(2.0 + value),
