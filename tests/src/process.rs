@@ -124,6 +124,14 @@ impl Process {
         Ok(self.child.wait()?.code())
     }
 
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Asks it to end, and waits. Gives its exit code.
     ///
     /// # Errors

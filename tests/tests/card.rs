@@ -12,7 +12,7 @@ use attune_engine::random_checkpoint::{Family, Kind, Shape, write};
 use attune_proto::generator::v1::{
     DescribeRequest, GenerateRequest, generator_service_client::GeneratorServiceClient,
 };
-use attune_tests::{Generated, Process, binary, by_ids, guided, workspace_root};
+use attune_tests::{Generated, PATIENCE, Process, binary, by_ids, guided, workspace_root};
 use tonic::Code;
 
 /// A stand-in for a card, and models for it.
@@ -235,11 +235,11 @@ async fn sessions_move_from_a_broken_card_to_another_worker() {
     let generator = Process::start("attune-generator", args.iter().chain(&workers)).unwrap();
     let request = || {
         let mut request = by_ids(&[1, 2, 3], 60);
-        // Both workers have sessions of it.
         request.guidances = vec![guided(1.2), guided(-0.5), guided(0.3), guided(0.4)];
         request
     };
-    let mut text = client(&generator).await.generate(request()).await.unwrap().into_inner();
+    let mut client = client(&generator).await;
+    let mut text = client.generate(request()).await.unwrap().into_inner();
     let mut tokens = text.message().await.unwrap().unwrap().tokens.len();
     card.trouble("attune-reward", "broken");
     while let Some(message) = text.message().await.unwrap() {
@@ -247,5 +247,13 @@ async fn sessions_move_from_a_broken_card_to_another_worker() {
         tokens += message.tokens.len();
     }
     assert_eq!(tokens, 60);
+    // The first worker learns of it when it computes: the texts go on until one of them had a session there.
+    let broken = async {
+        while !first.has_ended().unwrap() {
+            let answer = Generated::of(&mut client, request()).await.unwrap();
+            assert!(answer.tokens.len() == 60 && answer.tokens.iter().all(|token| token.guided));
+        }
+    };
+    tokio::time::timeout(PATIENCE, broken).await.expect("a broken card ends its worker");
     assert_eq!(first.wait().unwrap(), Some(1));
 }
