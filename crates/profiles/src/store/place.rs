@@ -10,7 +10,9 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{Pool, StoreError, forget::checkpoint};
+use tokio::time::{Instant, sleep};
+
+use super::{Pool, StoreError, Trouble, forget::checkpoint};
 
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
@@ -129,7 +131,22 @@ impl Place {
     }
 }
 
+/// Between two tries to open a file that another process is about to make.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Opens the file. Whoever makes it turns its log on, for which SQLite has the file alone: others are told that it is
+/// busy instead of being made to wait, so they ask again.
 async fn sqlite(options: SqliteConnectOptions, wait: Duration) -> Result<Pool, StoreError> {
+    let until = Instant::now() + wait;
+    loop {
+        match sqlite_now(options.clone(), wait).await {
+            Err(StoreError::Unavailable(Trouble::Busy)) if Instant::now() < until => sleep(PAUSE).await,
+            opened => return opened,
+        }
+    }
+}
+
+async fn sqlite_now(options: SqliteConnectOptions, wait: Duration) -> Result<Pool, StoreError> {
     private_file(options.get_filename()).map_err(sqlx::Error::Io)?;
     let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(wait);
     // A full disk makes SQLite end a transaction by itself, which its driver does not see: it would take no other.
