@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import attune
-from attune import AsyncClient, Client, Preference
-from services import generator, worker
+from attune import AsyncClient, Client, Preference, pair
+from services import command, generator, worker
 
 QUESTION = "How do I bake the bread?"
 
@@ -84,3 +85,37 @@ def test_vectors_are_checked_and_travel(keeping: str, tmp_path: Path) -> None:
                 taken = elsewhere.profiles.take_in(exported)
                 assert list(taken.weights.values) == [0.5] * size
                 assert elsewhere.generate(QUESTION, prefer=[Preference(profile="vector")], max_tokens=4).tokens
+
+
+def test_a_person_is_learned_and_fitted_again(keeping: str, tmp_path: Path) -> None:
+    file = tmp_path / "said.jsonl"
+    command("train", "data", "--person", "plain", "--pairs", "20", "--out", str(file))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    said = [pair(line["prompt"], line["chosen"], line["rejected"]) for line in lines]
+    with Client(keeping, timeout=60) as client:
+        with client.profiles.fit("learned", said, keep_feedback=True) as fit:
+            steps = list(fit)
+            fitted = fit.fitted()
+        assert [step.done for step in steps] == sorted(step.done for step in steps)
+        assert steps[-1].done == steps[-1].total
+        assert (fitted.fit.feedback, fitted.kept_feedback) == (20, 20)
+        assert fitted.fit.accuracy_after > fitted.fit.accuracy_before and fitted.fit.loss_after < fitted.fit.loss_before
+        assert len(fitted.weights.values) == client.describe().reward_workers[0].hidden_size
+        plain, theirs = (
+            client.generate(QUESTION, prefer=prefer, temperature=0.0, max_tokens=60)
+            for prefer in ([], [Preference(profile="learned", strength=2.0)])
+        )
+        assert plain.text != theirs.text
+        with pytest.raises(attune.InvalidArgument, match="3 pieces of feedback are too few"):
+            with client.profiles.fit("few", said[:3]) as fit:
+                fit.fitted()
+
+    async def again() -> int:
+        async with AsyncClient(keeping, timeout=60) as client:
+            # From what is kept; and what is kept goes with its profile.
+            async with client.profiles.fit("learned", [], keep_feedback=True, method="weights") as fit:
+                revision = (await fit.fitted()).revision
+            await client.profiles.delete("learned")
+            return revision
+
+    assert asyncio.run(again()) == 2

@@ -18,6 +18,7 @@ mod gguf;
 pub mod hub;
 pub mod kv;
 mod latent;
+mod likelihood;
 mod ops;
 mod persrm;
 pub mod random_checkpoint;

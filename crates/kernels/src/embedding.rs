@@ -12,6 +12,9 @@ use crate::{Format, KernelError, Threads};
 /// order for any number of threads.
 const ROWS: usize = 256;
 
+/// Vectors of a sum of rows that stay in registers.
+const GROUP: usize = 4;
+
 /// A row-major embedding `[V, d]`.
 #[derive(Debug, Clone)]
 pub struct EmbeddingTable {
@@ -187,6 +190,36 @@ impl EmbeddingTable {
         let (max, sum) = log_sum(parts.into_iter());
         max + sum.ln()
     }
+
+    /// `out = shares . E`, on the caller's thread: `shares` is `[n, V]`, `out` `[n, d]`, row-major. Of shares
+    /// that are probabilities it is the expected row.
+    ///
+    /// # Panics
+    /// A slice does not have the length of its shape.
+    pub fn weigh_rows(&self, shares: &[f32], out: &mut [f32]) {
+        self.weigh_as(Isa::best(), shares, out);
+    }
+
+    fn weigh_as(&self, isa: Isa, shares: &[f32], out: &mut [f32]) {
+        let n = shares.len() / self.vocab.max(1);
+        assert_eq!((shares.len(), out.len()), (n * self.vocab, n * self.d), "shares and sums for every row");
+        // Rows are widened once for all sums, to whole groups of vectors.
+        let width = self.d.next_multiple_of(GROUP * LANES);
+        let mut rows = vec![0.0; self.vocab.min(ROWS) * width];
+        let mut sums = vec![0.0; n * width];
+        for from in (0..self.vocab).step_by(ROWS) {
+            let ids = from..self.vocab.min(from + ROWS);
+            for (id, row) in ids.clone().zip(rows.chunks_mut(width)) {
+                self.row_into(id as u32, &mut row[..self.d]);
+            }
+            for (shares, sum) in shares.chunks(self.vocab).zip(sums.chunks_mut(width)) {
+                add_rows(isa, &shares[ids.clone()], &rows, sum);
+            }
+        }
+        for (out, sum) in out.chunks_mut(self.d).zip(sums.chunks(width)) {
+            out.copy_from_slice(&sum[..self.d]);
+        }
+    }
 }
 
 /// The numbers of a row of Q8_0 blocks; exact.
@@ -220,9 +253,30 @@ fn log_sum(terms: impl Iterator<Item = (f64, f64)> + Clone) -> (f64, f64) {
     (max, terms.map(|(x, weight)| weight * (x - max).exp()).sum())
 }
 
+simd_fn!(fn add_rows(shares: &[f32], rows: &[f32], sum: &mut [f32]) = add_rows_body);
 simd_fn!(fn dot_f32(row: &[f32], features: &[f32]) -> f32 = dot_f32_body);
 simd_fn!(fn dot_bf16(row: &[bf16], features: &[f32]) -> f32 = dot_bf16_body);
 simd_fn!(fn dot_f16(row: &[f16], features: &[f32]) -> f32 = dot_f16_body);
+
+/// `sum += shares . rows`: `shares` is `[n]`, `rows` at least `[n, width]`, `sum` `[width]`, the width whole groups.
+#[inline(always)]
+fn add_rows_body<L: Lanes>(l: L, shares: &[f32], rows: &[f32], sum: &mut [f32]) {
+    let width = sum.len();
+    let groups = sum.as_chunks_mut::<LANES>().0.as_chunks_mut::<GROUP>().0;
+    for (at, group) in groups.iter_mut().enumerate() {
+        let mut sums = [l.splat(0.0); GROUP];
+        for (&share, row) in shares.iter().zip(rows.chunks_exact(width)) {
+            let share = l.splat(share);
+            let row = &row.as_chunks::<LANES>().0.as_chunks::<GROUP>().0[at];
+            for (sum, row) in sums.iter_mut().zip(row) {
+                *sum = l.fma(share, l.load(row), *sum);
+            }
+        }
+        for (out, sum) in group.iter_mut().zip(sums) {
+            l.store(out, l.add(l.load(out), sum));
+        }
+    }
+}
 
 #[inline(always)]
 fn dot_f32_body<L: Lanes>(l: L, row: &[f32], features: &[f32]) -> f32 {
@@ -336,6 +390,35 @@ mod tests {
                     let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
                     prop_assert!(sums.iter().all(|s| *s == sums[0]));
                     prop_assert_eq!(first.get_or_insert_with(|| (bits.clone(), sums[0])), &(bits, sums[0]));
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn weighed_rows_are_the_sum_in_double_precision(seed: u64, vocab in 1usize..700, d in 1usize..150) {
+            const N: usize = 3;
+            let shares: Vec<f32> = (0..N * vocab).map(|i| (i as f32 * 0.7).sin() / vocab as f32).collect();
+            for table in tables(seed, vocab, d) {
+                let mut row = vec![0.0; d];
+                let mut want = vec![0.0f64; N * d];
+                for id in 0..vocab {
+                    table.row_into(id as u32, &mut row);
+                    for (n, want) in want.chunks_mut(d).enumerate() {
+                        let share = f64::from(shares[n * vocab + id]);
+                        want.iter_mut().zip(&row).for_each(|(w, &r)| *w += share * f64::from(r));
+                    }
+                }
+                let mut first = None;
+                for isa in Isa::all() {
+                    let mut out = vec![0.0; N * d];
+                    table.weigh_as(isa, &shares, &mut out);
+                    prop_assert!(out.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
+                    let bits: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
+                    prop_assert_eq!(first.get_or_insert_with(|| bits.clone()), &bits);
                 }
             }
         }

@@ -126,11 +126,16 @@ fn copy(from: &Path, to: &Path, name: &OsStr) -> Result<()> {
 /// # Errors
 /// A missing file, named; tensors that do not match the configuration.
 pub fn read_checkpoint(folder: &Path) -> Result<(Llama, Tokenizer)> {
-    let model = crate::open::weights(folder)?;
+    Ok((crate::open::weights(folder)?, read_tokenizer(folder)?))
+}
+
+/// Reads the tokenizer of a checkpoint.
+///
+/// # Errors
+/// A missing or damaged file, named.
+pub fn read_tokenizer(folder: &Path) -> Result<Tokenizer> {
     let path = folder.join("tokenizer.json");
-    let tokenizer =
-        Tokenizer::from_file(&path).map_err(|error| anyhow!("cannot read {}: {error}", path.display()))?;
-    Ok((model, tokenizer))
+    Tokenizer::from_file(&path).map_err(|error| anyhow!("cannot read {}: {error}", path.display()))
 }
 
 /// Writes a whole checkpoint: weights, tokenizer and generation settings.

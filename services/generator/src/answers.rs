@@ -1,9 +1,9 @@
 //! What the base model says of answers that somebody judged: their log-probabilities, which reference GENERATOR
-//! needs. Read on a thread beside the engine's, in chunks, with a cache of its own.
+//! needs. Read on a thread beside the engine's.
 
 use std::sync::Arc;
 
-use attune_engine::{BaseModel, ForwardError, Message, Output, SequenceRows, TextError, kv::blocks_for};
+use attune_engine::{BaseModel, ForwardError, Message, TextError};
 use attune_kernels::{KernelError, Threads};
 use attune_proto::{
     profile::v1::{Feedback, Pair, Thumb, feedback::Kind},
@@ -11,9 +11,6 @@ use attune_proto::{
 };
 use attune_service::status;
 use tonic::Status;
-
-/// Tokens of one forward pass: what the memory of the logits is bounded by.
-const CHUNK: usize = 64;
 
 /// Reads answers with the base model, on one thread.
 pub(crate) struct AnswerReader {
@@ -102,41 +99,16 @@ impl AnswerReader {
         let assets = &self.model.assets;
         let answer = assets.tokenizer.encode_rendered(answer)?;
         let targets: Vec<u32> = answer.iter().copied().chain(assets.eos.first().copied()).collect();
-        let ids: Vec<u32> = prompt.iter().copied().chain(targets.iter().copied()).collect();
         let (context, vocab) = (assets.config.context, assets.config.vocab);
-        if ids.len() > context {
-            let message = format!(
-                "prompt and answer are {} tokens; the base model's context holds {context}",
-                ids.len()
-            );
+        let tokens = prompt.len() + targets.len();
+        if tokens > context {
+            let message =
+                format!("prompt and answer are {tokens} tokens; the base model's context holds {context}");
             return Err(Unreadable::Shape(message));
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        if let Some(id) = prompt.iter().chain(&targets).find(|&&id| id as usize >= vocab) {
             return Err(Unreadable::Shape(format!("token id {id} lies outside the vocabulary of {vocab}")));
         }
-        let blocks: Vec<u32> = (0..blocks_for(ids.len()) as u32).collect();
-        let cache = self.model.decoder.cache(blocks.len())?;
-        // The last id is a target alone; the first target follows the prompt's last id.
-        let inputs = ids.get(..ids.len().saturating_sub(1)).unwrap_or_default();
-        let first = prompt.len() - 1;
-        let mut sum = 0.0;
-        for start in (0..inputs.len()).step_by(CHUNK) {
-            let tokens = &inputs[start..inputs.len().min(start + CHUNK)];
-            let rows = SequenceRows { tokens, start, blocks: &blocks, output: Output::All };
-            let hidden = self.model.decoder.forward_on(&[rows], &cache, &self.threads)?;
-            let skipped = first.saturating_sub(start).min(tokens.len());
-            let wanted = tokens.len() - skipped;
-            if wanted == 0 {
-                continue;
-            }
-            let logits = self.model.logits_on(&hidden.from_row(skipped)?, &self.threads)?;
-            let targets = &ids[start + skipped + 1..][..wanted];
-            for (logits, &target) in logits.chunks_exact(vocab).zip(targets) {
-                let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let total: f64 = logits.iter().map(|&x| f64::from(x - most).exp()).sum();
-                sum += f64::from(logits[target as usize] - most) - total.ln();
-            }
-        }
-        Ok(sum as f32)
+        Ok(self.model.log_prob_on(prompt, &targets, &self.threads)? as f32)
     }
 }

@@ -44,7 +44,7 @@ pub(crate) struct PeopleArgs {
     #[arg(long, value_name = "NUMBER")]
     spread: Option<f64>,
     /// The strength of all guidance.
-    #[arg(long, value_name = "NUMBER", default_value_t = 2.0)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 1.5)]
     strength: f32,
     /// Questions that each person asks.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10_000))]

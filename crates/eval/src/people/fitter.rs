@@ -2,8 +2,8 @@
 
 use std::{ops::ControlFlow, path::Path, time::Instant};
 
-use anyhow::{Context as _, Result};
-use attune_engine::{LoadOptions, PersRm};
+use anyhow::Result;
+use attune_engine::{BaseModel, LoadOptions, PersRm};
 use attune_kernels::Threads;
 use attune_profiles::{
     Reference, Vector,
@@ -11,18 +11,15 @@ use attune_profiles::{
 };
 use attune_train::{
     export,
-    model::Llama,
     tokenizer::{END, encode, encode_prompt},
     world::Pair,
 };
 use tokenizers::Tokenizer;
 
-use crate::score;
-
 /// A frozen PersRM to fit people on, and the base model for what it says of their answers.
 pub struct Fitter {
     persrm: PersRm,
-    base: Llama,
+    base: BaseModel,
     tokenizer: Tokenizer,
     threads: Threads,
 }
@@ -46,7 +43,8 @@ impl Fitter {
     pub fn open(base: &Path, persrm: &Path) -> Result<Self> {
         let threads = Threads::new(1)?;
         let options = LoadOptions { format: None, context: None, threads: threads.clone() };
-        let (base, tokenizer) = export::read_checkpoint(base)?;
+        let tokenizer = export::read_tokenizer(base)?;
+        let base = BaseModel::load(base, "base", &options)?;
         let persrm = PersRm::load(persrm, "persrm", &options)?;
         Ok(Self { persrm, base, tokenizer, threads })
     }
@@ -85,26 +83,18 @@ impl Fitter {
     }
 
     fn items(&self, said: &[Pair], with_base: bool) -> Result<Vec<Item>> {
-        let mut texts = Vec::with_capacity(2 * said.len());
-        for pair in said {
+        let answer = |prompt: &[u32], text: &str| {
+            let mut ids = encode(&self.tokenizer, text)?;
+            ids.push(END);
+            let log_prob = || self.base.log_prob_on(prompt, &ids, &self.threads);
+            let base_log_prob = with_base.then(log_prob).transpose()?;
+            Ok::<_, anyhow::Error>(Answer { ids, base_log_prob })
+        };
+        let item = |pair: &Pair| {
             let prompt = encode_prompt(&self.tokenizer, &pair.prompt, None)?;
-            for answer in [&pair.chosen, &pair.rejected] {
-                let mut ids = encode(&self.tokenizer, answer)?;
-                ids.push(END);
-                texts.push((prompt.clone(), ids));
-            }
-        }
-        let base = if with_base { score::log_probs(&self.base, &texts)? } else { Vec::new() };
-        let mut answers = texts
-            .into_iter()
-            .enumerate()
-            .map(|(i, (prompt, ids))| (prompt, Answer { ids, base_log_prob: base.get(i).copied() }));
-        let mut next = || answers.next().context("an answer is missing");
-        said.iter()
-            .map(|_| {
-                let ((prompt, chosen), (_, rejected)) = (next()?, next()?);
-                Ok(Item { prompt, said: Said::Pair { chosen, rejected } })
-            })
-            .collect()
+            let (chosen, rejected) = (answer(&prompt, &pair.chosen)?, answer(&prompt, &pair.rejected)?);
+            Ok(Item { prompt, said: Said::Pair { chosen, rejected } })
+        };
+        said.iter().map(item).collect()
     }
 }

@@ -6,9 +6,8 @@
 
 use attune_kernels::{EmbeddingTable, Threads};
 
-/// Tokens less probable than this share add nothing to an expectation in double precision that single-precision
-/// probabilities could tell.
-const NEGLIGIBLE: f64 = 1e-12;
+/// Tokens whose probabilities over the whole vocabulary are kept at once.
+const TOKENS: usize = 32;
 
 /// The log-probability, in nats, of `targets` behind the features `[tokens, d]` under `E . features`. Not finite
 /// where a feature is not.
@@ -29,30 +28,37 @@ pub fn log_prob(table: &EmbeddingTable, features: &[Vec<f32>], targets: &[u32], 
 /// # Panics
 /// As [`log_prob`].
 pub fn linearised(table: &EmbeddingTable, features: &[Vec<f32>], targets: &[u32]) -> (f64, Vec<f64>) {
-    let all: Vec<u32> = (0..table.vocab() as u32).collect();
-    let (mut logits, mut row) = (vec![0.0; all.len()], vec![0.0; table.d()]);
-    let mut gradient = vec![0.0; table.d()];
+    let (vocab, d) = (table.vocab(), table.d());
+    let all: Vec<u32> = (0..vocab as u32).collect();
+    let mut shares = vec![0.0; TOKENS.min(features.len()) * vocab];
+    let (mut expected, mut said) = (vec![0.0; TOKENS.min(features.len()) * d], vec![0.0; d]);
+    let mut gradient = vec![0.0; d];
     let mut total = 0.0;
-    for (features, &target) in features.iter().zip(targets) {
-        table.dot_rows(&all, features, &mut logits);
-        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let exps: Vec<f64> = logits.iter().map(|&x| f64::from(x - most).exp()).collect();
-        let sum: f64 = exps.iter().sum();
-        total += f64::from(logits[target as usize] - most) - sum.ln();
-        table.row_into(target, &mut row);
-        let mut pull: Vec<f64> = row.iter().map(|&e| f64::from(e)).collect();
-        for (id, exp) in exps.iter().enumerate() {
-            let share = exp / sum;
-            if share > NEGLIGIBLE {
-                table.row_into(id as u32, &mut row);
-                pull.iter_mut().zip(&row).for_each(|(p, &e)| *p -= share * f64::from(e));
-            }
+    for (features, targets) in features.chunks(TOKENS).zip(targets.chunks(TOKENS)) {
+        for ((features, &target), row) in features.iter().zip(targets).zip(shares.chunks_mut(vocab)) {
+            table.dot_rows(&all, features, row);
+            total += softmax(row, target as usize);
         }
-        for ((g, p), &h) in gradient.iter_mut().zip(pull).zip(features) {
-            *g += f64::from(h) * p;
+        let tokens = features.len();
+        table.weigh_rows(&shares[..tokens * vocab], &mut expected[..tokens * d]);
+        for ((features, &target), expected) in features.iter().zip(targets).zip(expected.chunks(d)) {
+            table.row_into(target, &mut said);
+            for (((g, &s), &e), &h) in gradient.iter_mut().zip(&said).zip(expected).zip(features) {
+                *g += f64::from(h) * (f64::from(s) - f64::from(e));
+            }
         }
     }
     (total, gradient)
+}
+
+/// Makes probabilities of logits; gives the target's log-probability, in nats.
+fn softmax(row: &mut [f32], target: usize) -> f64 {
+    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = row.iter().map(|&x| f64::from(x - most).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    let log_prob = f64::from(row[target] - most) - sum.ln();
+    row.iter_mut().zip(exps).for_each(|(x, exp)| *x = (exp / sum) as f32);
+    log_prob
 }
 
 #[cfg(test)]
