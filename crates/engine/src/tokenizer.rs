@@ -38,17 +38,22 @@ impl Tokenizer {
     /// # Errors
     /// The text is damaged or of another form; `path` is named.
     pub(crate) fn parse(path: &Path, text: &[u8], config: &Value) -> Result<Self, LoadError> {
-        // The parser of the crate is not written for hostile files; a panic in it must not end the service.
-        let mut inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(text))
-            .map_err(|_| LoadError::file(path, "is damaged: the tokenizer cannot be built from it"))?
-            .map_err(|e| LoadError::file(path, format!("is no tokenizer that is understood: {e}")))?;
-        // Files often keep the cut and the padding of their training run; a prompt must stay whole.
-        inner.with_truncation(None).map_err(|e| LoadError::file(path, e))?;
-        inner.with_padding(None);
-
-        let declared = declared_special(config, &inner);
         let json: Value = serde_json::from_slice(text).map_err(|e| LoadError::file(path, e))?;
-        Self::new(inner, declared, &Spelling::of(&json)).map_err(|problem| LoadError::file(path, problem))
+        guarded(|| Self::build(text, &json, config))
+            .unwrap_or_else(|| Err("is damaged: the tokenizer cannot be built from it".to_owned()))
+            .map_err(|problem| LoadError::file(path, problem))
+    }
+
+    fn build(text: &[u8], json: &Value, config: &Value) -> Result<Self, String> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(text)
+            .map_err(|e| format!("is no tokenizer that is understood: {e}"))?;
+        // Files often keep the cut and the padding of their training run; a prompt must stay whole.
+        inner.with_truncation(None).map_err(|e| e.to_string())?;
+        inner.with_padding(None);
+        // A template of special tokens that lacks one is found out when a text is encoded, here at the latest.
+        drop(inner.encode_fast("", true));
+        let declared = declared_special(config, &inner);
+        Self::new(inner, declared, &Spelling::of(json))
     }
 
     fn new(
@@ -97,8 +102,11 @@ impl Tokenizer {
     }
 
     fn encode(&self, text: &str, add: bool) -> Result<Vec<u32>, TextError> {
-        let encoding = self.inner.encode_fast(text, add).map_err(|e| TextError::Encode(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = |encoding: tokenizers::Encoding| encoding.get_ids().to_vec();
+        guarded(|| self.inner.encode_fast(text, add))
+            .ok_or_else(|| TextError::Encode("the model's tokenizer is damaged".to_owned()))?
+            .map(ids)
+            .map_err(|e| TextError::Encode(e.to_string()))
     }
 
     /// The highest id that has text, and one. A model's embedding may have more rows.
@@ -141,6 +149,13 @@ impl Tokenizer {
         }
         hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
     }
+}
+
+/// What the crate makes of a file or a text; `None`: it panicked. It is not written for hostile files, and a panic in
+/// it must not end the service.
+fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    // Nothing of the crate is used again but its cache, which it gives up where a panic has left it locked.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok()
 }
 
 /// `tokenizer_config.json`, or null where there is none.

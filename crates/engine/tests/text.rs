@@ -185,6 +185,16 @@ fn a_missing_or_damaged_tokenizer_is_named() {
     fs::write(folder.path().join("tokenizer.json"), far.to_string()).unwrap();
     assert!(error(folder.path()).contains("4294967295"));
     let whole = byte_level().to_string(false).unwrap();
+    // A template of special tokens of which one does not exist makes the library panic, at every text.
+    let mut lame: Value = serde_json::from_str(&whole).unwrap();
+    lame["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<unheard-of>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {},
+    });
+    fs::write(folder.path().join("tokenizer.json"), lame.to_string()).unwrap();
+    assert!(error(folder.path()).contains("damaged"));
     fs::write(folder.path().join("tokenizer.json"), &whole).unwrap();
     fs::write(folder.path().join("tokenizer_config.json"), "{").unwrap();
     assert!(error(folder.path()).contains("tokenizer_config.json"));
