@@ -1,5 +1,6 @@
 //! How likely the base model finds a text that it did not write.
 
+use attune_guidance::log_softmax;
 use attune_kernels::Threads;
 
 use crate::{BaseModel, ForwardError, Output, SequenceRows, kv::blocks_for};
@@ -42,9 +43,7 @@ impl BaseModel {
             }
             let logits = self.logits_on(&hidden.from_row(skipped)?, threads)?;
             for (logits, &target) in logits.chunks_exact(vocab).zip(&ids[start + skipped + 1..]) {
-                let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let total: f64 = logits.iter().map(|&x| f64::from(x - most).exp()).sum();
-                sum += f64::from(logits[target as usize] - most) - total.ln();
+                sum += log_softmax(logits)[target as usize];
             }
         }
         Ok(sum)
