@@ -20,6 +20,17 @@ fn a_quick_run_writes_its_table_and_its_plot() {
     let written = std::fs::read_to_string(out.path().join("table.json")).unwrap();
     assert_eq!(serde_json::from_str::<Vec<Value>>(&written).unwrap(), rows);
     assert!(std::fs::read_to_string(out.path().join("plot.svg")).unwrap().contains("</svg>"));
+    let answers = std::fs::read_to_string(out.path().join("answers.jsonl")).unwrap();
+    let answers: Vec<Value> = answers.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), 4 * 24);
+    for (row, of_row) in rows.iter().zip(answers.chunks(24)) {
+        let satisfied = of_row.iter().filter(|a| a["satisfied"] == true).count() as f64 / 24.0;
+        assert!(
+            (satisfied - row["satisfaction"].as_f64().unwrap()).abs() < 1e-9,
+            "the rows are of these answers"
+        );
+        assert!(of_row.iter().all(|a| a["method"] == row["method"] && a["answer"] != ""));
+    }
     let methods: Vec<&str> = rows.iter().map(|row| row["method"].as_str().unwrap()).collect();
     assert_eq!(methods, ["unguided", "prompted", "pad-model", "linear-alignment"]);
     for row in &rows {

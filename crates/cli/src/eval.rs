@@ -25,7 +25,8 @@ Examples:
   attune eval --methods unguided,prompted,pad-model --strengths 0.5,1,2 --prompts 240
 
 It starts its own services. Methods whose models are not there are left out, and named. In --out it
-writes table.json, a list of rows, bases.json, and plot.svg: alignment against fluency.";
+writes table.json, a list of rows, answers.jsonl, every answer with what the judge found, bases.json, and
+plot.svg: alignment against fluency.";
 
 /// Prompts of a --quick run: each kind of preference once.
 const QUICK: usize = 24;
@@ -50,7 +51,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', allow_negative_numbers = true)]
     strengths: Vec<f32>,
     /// Held-out questions, each with a preference, for every method and strength; 24 kinds in turn.
-    #[arg(long, value_name = "N", default_value_t = 504, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 2016, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     prompts: u32,
     /// A few prompts, one strength a method, and no other base models.
     #[arg(long)]
@@ -113,7 +114,9 @@ pub(crate) async fn run(mut args: EvalArgs) -> Result<()> {
     let on_cell = move |method: Method, strength: f32| {
         named.set_message(format!("{} {strength}", method.name()));
     };
-    let rows = run::run(&settings, on_answer.clone(), on_cell).await?;
+    let (rows, told) = run::run(&settings, on_answer.clone(), on_cell).await?;
+    let lines = told.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+    write(&args.out, "answers.jsonl", lines.join("\n") + "\n")?;
     write(&args.out, "table.json", serde_json::to_string_pretty(&rows)? + "\n")?;
     write(&args.out, "plot.svg", plot::svg(&rows)?)?;
     let mut bases = Vec::new();

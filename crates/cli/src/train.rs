@@ -1,5 +1,6 @@
 //! `attune train`.
 
+mod device;
 mod own;
 
 use std::{io::Write as _, path::PathBuf};
@@ -13,6 +14,8 @@ use attune_train::{
     world::{Trait, Traits, pairs},
 };
 use clap::Subcommand;
+
+use self::device::DeviceArgs;
 
 /// Flags of `attune train`.
 #[derive(Debug, clap::Args)]
@@ -58,6 +61,8 @@ struct LatentArgs {
     /// Seconds instead of minutes, for an adapter of the right form that has learned nothing.
     #[arg(long)]
     tiny: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// No progress bars.
     #[arg(long)]
     quiet: bool,
@@ -77,6 +82,8 @@ struct EvalArgs {
     /// Seconds instead of half an hour, for models of the right form that have learned nothing.
     #[arg(long)]
     tiny: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// No progress bars.
     #[arg(long)]
     quiet: bool,
@@ -96,6 +103,8 @@ struct DemoArgs {
     /// Seconds instead of half an hour, for a pair of the right form that has learned nothing.
     #[arg(long)]
     tiny: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// No progress bars.
     #[arg(long)]
     quiet: bool,
@@ -140,6 +149,7 @@ fn latents(args: &LatentArgs) -> Result<()> {
         options.steps = steps as usize;
     }
     let (persrm, tokenizer) = export::read_checkpoint(&args.persrm)?;
+    let persrm = persrm.on(&args.device.open()?)?;
     let (latents, outcome) = latent::train(&persrm, &tokenizer, &options, args.seed, args.quiet)?;
     latents.write(&args.persrm)?;
     writeln!(
@@ -156,6 +166,7 @@ fn eval(args: &EvalArgs) -> Result<()> {
     let recipe = if args.tiny { RivalOptions::tiny } else { RivalOptions::new };
     let mut options = recipe(args.base.clone(), args.out.clone(), args.seed);
     options.quiet |= args.quiet;
+    options.device = args.device.open()?;
     rivals::make(&options)?;
     writeln!(std::io::stdout(), "wrote {}; `attune eval` finds it there", args.out.display())?;
     Ok(())
@@ -198,6 +209,7 @@ fn demo(args: &DemoArgs) -> Result<()> {
         DemoOptions::new(&args.out, args.seed)
     };
     options.quiet = args.quiet;
+    options.device = args.device.open()?;
     options.base.clone_from(&args.base);
     let report = demo::make(&options)?;
     writeln!(

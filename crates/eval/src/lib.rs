@@ -15,3 +15,4 @@ pub mod plot;
 pub mod run;
 pub mod score;
 pub mod table;
+pub mod told;

@@ -106,6 +106,7 @@ mod tests {
             single: share(value),
             pairs: share(value),
             dimensions: Vec::new(),
+            present: Vec::new(),
             well_formed: share(1.0 - value / 2.0),
             perplexity: share(2.0 + value),
             answers: 10,

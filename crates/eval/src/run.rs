@@ -19,6 +19,7 @@ use crate::{
     models::Models,
     score::{self, Judged, Scores},
     table::Row,
+    told::Told,
 };
 
 /// Texts by which the time per token is taken, one at a time.
@@ -79,7 +80,7 @@ impl Settings {
     }
 }
 
-/// Runs every cell; `on_answer` hears of each answer, `on_cell` of each cell that begins.
+/// Runs every cell, and gives the table's rows and every answer; `on_answer` hears of each answer, `on_cell` of each cell that begins.
 ///
 /// # Errors
 /// A service that does not start, a request that fails, a checkpoint that cannot be read.
@@ -87,18 +88,20 @@ pub async fn run(
     settings: &Settings,
     on_answer: impl Fn() + Clone + Send + 'static,
     on_cell: impl Fn(Method, f32),
-) -> Result<Vec<Row>> {
+) -> Result<(Vec<Row>, Vec<Told>)> {
     let (methods, _) = settings.methods();
     let workers: BTreeSet<Worker> = methods.iter().flat_map(|method| method.workers()).collect();
     let running =
         Running::start(&settings.binaries, &settings.models.base(), &settings.models, workers).await?;
     let judge = Judge::open(&settings.models.base())?;
-    let mut rows = Vec::new();
+    let (mut rows, mut told) = (Vec::new(), Vec::new());
     for (method, strength) in settings.cells() {
         on_cell(method, strength);
-        rows.push(cell(settings, &running, &judge, (method, strength), on_answer.clone()).await?);
+        let (row, answers) = cell(settings, &running, &judge, (method, strength), on_answer.clone()).await?;
+        rows.push(row);
+        told.extend(answers);
     }
-    Ok(rows)
+    Ok((rows, told))
 }
 
 /// A generator with the workers that it may ask.
@@ -172,7 +175,7 @@ async fn cell(
     judge: &Judge,
     (method, strength): (Method, f32),
     on_answer: impl Fn() + Clone + Send + 'static,
-) -> Result<Row> {
+) -> Result<(Row, Vec<Told>)> {
     let Settings { sampling, streams, seed, .. } = settings;
     let mut groups: BTreeMap<Decodes, Vec<(usize, &Ask)>> = BTreeMap::new();
     let served = |ask: &Ask| settings.models.serves(method, ask);
@@ -181,7 +184,7 @@ async fn cell(
     }
     let mut asks: Vec<&Ask> = Vec::new();
     let mut judged: Vec<Judged> = Vec::new();
-    let mut times = Vec::new();
+    let (mut told, mut times) = (Vec::new(), Vec::new());
     for (decodes, group) in groups {
         let own = match decodes {
             Decodes::Base => None,
@@ -203,7 +206,9 @@ async fn cell(
             judge.log_probs(&of_group, &answers).await?
         };
         for ((ask, answer), log_prob) in of_group.iter().zip(&answers).zip(log_probs) {
-            judged.push(score::judged(ask, answer, log_prob));
+            let found = score::judged(ask, answer, log_prob);
+            told.push(Told::new((method, strength), ask, answer, &found));
+            judged.push(found);
         }
         asks.extend(of_group);
         if times.is_empty() {
@@ -215,7 +220,8 @@ async fn cell(
     let relative = if unguided > 0.0 { ms_per_token / unguided } else { 1.0 };
     let train_seconds = settings.models.train_seconds(method);
     let scores = Scores::of(&asks, &judged);
-    Ok(Row::new(method.name(), f64::from(strength), &scores, (ms_per_token, relative), train_seconds))
+    let row = Row::new(method.name(), f64::from(strength), &scores, (ms_per_token, relative), train_seconds);
+    Ok((row, told))
 }
 
 /// Seconds a token of single texts, and of the base's unguided ones; they take turns, so that both see the

@@ -111,6 +111,8 @@ pub struct Scores {
     pub pairs_asked: bool,
     /// Of each trait: answers that have it, where it was asked for, alone or with another.
     pub dimensions: Vec<(Trait, Figure)>,
+    /// Of each trait: answers that have it, whatever was asked for.
+    pub present: Vec<(Trait, f64)>,
     /// Answers that are well formed.
     pub well_formed: Figure,
     /// Under the unguided base.
@@ -143,6 +145,10 @@ impl Scores {
             dimensions: Trait::ALL
                 .into_iter()
                 .map(|one| (one, share(&|ask| ask.traits.contains(&one), &|_, j| j.traits.has(one))))
+                .collect(),
+            present: Trait::ALL
+                .into_iter()
+                .map(|one| (one, share(&|_| true, &|_, judged| judged.traits.has(one)).value))
                 .collect(),
             well_formed: share(&|_| true, &|_, judged| judged.well_formed),
             perplexity: Figure::perplexity(&judged.iter().map(|j| j.loss).collect::<Vec<_>>()),

@@ -28,6 +28,8 @@ pub struct Row {
     pub pairs: Option<f64>,
     /// Of each trait: answers that have it, where it was asked for, alone or with another.
     pub dimensions: BTreeMap<String, f64>,
+    /// Of each trait: answers that have it, whatever was asked for.
+    pub present: BTreeMap<String, f64>,
     /// Answers that are well formed.
     pub well_formed: f64,
     /// Of the answers, under the unguided base.
@@ -73,6 +75,7 @@ impl Row {
             single: scores.single.value,
             pairs: scores.pairs_asked.then_some(scores.pairs.value),
             dimensions: dimensions.clone().map(|(name, figure)| (name.to_owned(), figure.value)).collect(),
+            present: scores.present.iter().map(|(one, share)| (one.name().to_owned(), *share)).collect(),
             well_formed: scores.well_formed.value,
             perplexity: scores.perplexity.value,
             ms_per_token,
@@ -126,6 +129,13 @@ pub fn verdicts(rows: &[Row]) -> Vec<Verdict> {
         let gain = 100.0 * (share - plain.dimensions.get(name).copied().unwrap_or(0.0));
         say(format!("{name}: {gain:+.1} points over unguided, at least +30"), gain >= 30.0);
     }
+    // What guidance is measured against: a base that has each trait at times, and none nearly always.
+    let percent: Vec<String> =
+        plain.present.iter().map(|(name, share)| format!("{name} {:.0}", 100.0 * share)).collect();
+    say(
+        format!("each trait in 20 to 60 % of all unguided answers: {}", percent.join(", ")),
+        plain.present.values().all(|share| (0.2..=0.6).contains(share)),
+    );
     let formed = 100.0 * pad.well_formed;
     say(format!("well formed in {formed:.1} %, at least 95 %"), formed >= 95.0);
     let rivals =
@@ -153,10 +163,9 @@ pub fn verdicts(rows: &[Row]) -> Vec<Verdict> {
         // The other strengths of experts are ours.
         let merged = of_it.iter().find(|row| rival == Method::Experts.name() && row.strength == 1.0);
         if let Some(merged) = merged {
-            let better = pad.satisfaction > merged.satisfaction && pad.well_formed >= merged.well_formed;
             let line =
                 format!("above {rival} merged as published (weights that sum to 1): {}", shares(merged));
-            say(line, better);
+            say(line, dominated(&|row| row.strength == merged.strength));
         }
     }
     let (seen, unseen) = (pad.seen - plain.seen, pad.unseen - plain.unseen);
@@ -255,6 +264,7 @@ mod tests {
             single: satisfaction,
             pairs: Some(satisfaction),
             dimensions: BTreeMap::from([("brief".to_owned(), satisfaction)]),
+            present: BTreeMap::from([("brief".to_owned(), satisfaction)]),
             well_formed,
             perplexity: 3.0,
             ms_per_token: 1.0,

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use candle_core::Device;
 use tokenizers::Tokenizer;
 
 use crate::batch::Encoded;
@@ -45,6 +46,8 @@ pub struct DemoOptions {
     pub max_tokens: usize,
     /// Takes the base from this folder instead of training one: for trying other ways to train the PersRM.
     pub base: Option<PathBuf>,
+    /// Where to train. Other devices than the CPU give other bits.
+    pub device: Device,
     /// Shows no progress.
     pub quiet: bool,
 }
@@ -91,6 +94,7 @@ impl DemoOptions {
             strengths: vec![1.0, 2.0, 3.0],
             max_tokens: 160,
             base: None,
+            device: Device::Cpu,
             quiet: false,
         }
     }
@@ -160,14 +164,16 @@ pub fn make(options: &DemoOptions) -> Result<DemoReport> {
     };
     let (vocabulary, parameters) = (base.config().vocab_size, base.config().parameters());
     export::write_checkpoint(&options.out.join("base"), &base, &words)?;
-    let (persrm, outcome) = dpo::train(&base, &words, &options.dpo, seed, options.quiet)?;
+    let there = base.on(&options.device)?;
+    let (persrm, outcome) = dpo::train(&there, &words, &options.dpo, seed, options.quiet)?;
     let persrm = persrm.rounded()?;
-    let (head, head_outcome) = train_head(&persrm, &base, &words, options)?;
+    let (head, head_outcome) = train_head(&persrm, &there, &words, options)?;
     let folder = options.out.join("persrm");
     export::write_persrm(&folder, &persrm, &base, &words, options.dpo.beta)?;
     head.write(&folder)?;
     let (latents, latent_outcome) = latent::train(&persrm, &words, &options.latent, seed, options.quiet)?;
     latents.write(&folder)?;
+    let persrm = persrm.on(&Device::Cpu)?;
 
     let held_out = HeldOut::draw(options.prompts, WORDINGS, seed);
     export::write_json(&options.out.join("prompts.json"), &serde_json::to_value(&held_out)?)?;
@@ -230,6 +236,6 @@ fn train_base(options: &DemoOptions) -> Result<(Llama, Tokenizer, Option<f64>)> 
     let words = tokenizer::learn(&corpus, options.vocabulary)?;
     let mut config = options.model.clone();
     config.vocab_size = words.get_vocab_size(true);
-    let (base, loss) = lm::train(config, &words, &options.lm, seed, options.quiet)?;
+    let (base, loss) = lm::train(config, &words, &options.lm, seed, options.quiet, &options.device)?;
     Ok((base.rounded()?, words, Some(loss)))
 }

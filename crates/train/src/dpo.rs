@@ -117,7 +117,7 @@ pub(crate) fn margins_loss(
     Ok((loss, margins, anchor))
 }
 
-/// Trains a PersRM from the weights of `base`, which is also its frozen reference.
+/// Trains a PersRM from the weights of `base`, which is also its frozen reference, where that lives.
 ///
 /// # Errors
 /// A loss or gradient that is not finite; what the libraries report.
@@ -254,7 +254,7 @@ pub(crate) mod tests {
             let values = (0..var.elem_count()).map(|n| ((n * 7 + i) % 9) as f32 / 16.0 - 0.25).collect();
             var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
         }
-        let worn = model.with_adapter(adapter);
+        let worn = model.with_adapter(&adapter).unwrap();
         slopes_are_finite_differences(worn.trained(), &|| {
             dpo_loss(&worn, &reference, &batch, 0.5).unwrap().0
         });

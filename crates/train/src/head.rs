@@ -14,7 +14,6 @@ use candle_core::{DType, Device, Tensor, Var};
 use crate::batch::Encoded;
 use crate::dpo::{PairBatch, margins_loss, told};
 use crate::model::Llama;
-use crate::ops;
 use crate::tokenizer::PAD;
 use crate::trainer::{Loss, Task};
 
@@ -146,8 +145,7 @@ impl<'a> HeadTask<'a> {
         if let Some(weights) = weights {
             features = (features * weights.index_select(&batch.owners, 0)?)?;
         }
-        let logits = features.matmul(&model.output(true)?.t()?)?;
-        pairs.by_answer(&ops::token_log_probs(&logits, &batch.targets)?)
+        pairs.by_answer(&model.next_log_probs(&features, &batch.targets, true)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use candle_core::Var;
+use candle_core::{Device, Var};
 use tokenizers::Tokenizer;
 
 use crate::batch::{Batch, Encoded};
@@ -61,7 +61,7 @@ impl Task for Texts<'_> {
     }
 }
 
-/// Trains a base from fresh weights; returns it with the mean loss (nats a token) of the last tenth of the steps.
+/// Trains a base from fresh weights on a device; returns it, on the CPU, with the mean loss (nats a token) of the last tenth of the steps.
 ///
 /// # Errors
 /// A loss or gradient that is not finite; what the libraries report.
@@ -71,8 +71,9 @@ pub fn train(
     options: &LmOptions,
     seed: u64,
     quiet: bool,
+    device: &Device,
 ) -> Result<(Llama, f64)> {
-    let model = Llama::fresh(config, seed)?;
+    let model = Llama::fresh(config, seed)?.on(device)?;
     let mut texts = Vec::with_capacity(options.texts);
     for sample in pairs::samples(options.texts, seed) {
         let prompt = encode_prompt(tokenizer, &sample.prompt, sample.preference.as_deref())?;
@@ -82,5 +83,5 @@ pub fn train(
         Recipe { decay: 0.05, ..Recipe::once(options.batch, options.rate, options.warm_up, (seed, 30)) };
     let run = Run { name: "base", quiet, ..Run::default() };
     let summary = trainer::train(&Texts::new(&model, texts), &recipe, &run)?.done()?;
-    Ok((model, summary.loss))
+    Ok((model.on(&Device::Cpu)?, summary.loss))
 }

@@ -60,6 +60,18 @@ impl Adapter {
         Ok(Self { rank, alpha, vars })
     }
 
+    /// The same on a device.
+    ///
+    /// # Errors
+    /// Only if memory cannot be had.
+    pub fn on(&self, device: &Device) -> candle_core::Result<Self> {
+        let moved = |(name, var): (&String, &Var)| {
+            Ok((name.clone(), Var::from_tensor(&var.as_detached_tensor().to_device(device)?)?))
+        };
+        let vars = self.vars.iter().map(moved).collect::<candle_core::Result<_>>()?;
+        Ok(Self { vars, ..self.clone() })
+    }
+
     /// What is trained, by name.
     pub fn vars(&self) -> &BTreeMap<String, Var> {
         &self.vars
@@ -182,7 +194,7 @@ mod tests {
         let want = log_probs(&merged(&base, &adapter).unwrap());
         assert_ne!(want, log_probs(&base));
         assert_eq!(want, log_probs(&merged(&base, &read).unwrap()));
-        let worn = log_probs(&base.with_adapter(adapter));
+        let worn = log_probs(&base.with_adapter(&adapter).unwrap());
         assert!(want.iter().zip(worn).all(|(a, b)| (a - b).abs() < 1e-5));
     }
 }

@@ -124,7 +124,9 @@ impl ModelConfig {
     }
 }
 
-/// A model that can be trained: f32 on the CPU.
+/// A model that can be trained, in f32.
+///
+/// It lives on a device, and all that goes into it and comes out of it on the CPU: nobody around it needs to know.
 #[derive(Debug, Clone)]
 pub struct Llama {
     config: ModelConfig,
@@ -171,10 +173,28 @@ impl Llama {
         Ok(Self { config, vars, adapter: None })
     }
 
-    /// The same weights, frozen, with an adapter on them that is trained in their place.
-    #[must_use]
-    pub fn with_adapter(&self, adapter: Adapter) -> Self {
-        Self { adapter: Some(adapter), ..self.clone() }
+    /// The same weights, frozen, with a copy of an adapter on them that is trained in their place.
+    ///
+    /// # Errors
+    /// Only if memory cannot be had.
+    pub fn with_adapter(&self, adapter: &Adapter) -> Result<Self> {
+        Ok(Self { adapter: Some(adapter.on(self.device())?), ..self.clone() })
+    }
+
+    /// A copy on a device.
+    ///
+    /// # Errors
+    /// Only if memory cannot be had.
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        let moved = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_device(device)?));
+        let tensors = self.tensors().into_iter().map(moved).collect::<Result<_>>()?;
+        let adapter = self.adapter.as_ref().map(|adapter| adapter.on(device)).transpose()?;
+        Ok(Self { adapter, ..Self::from_tensors(self.config.clone(), &tensors)? })
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.vars.values().next().map_or(&Device::Cpu, |var| var.device())
     }
 
     /// The adapter, where one is worn.
@@ -228,6 +248,12 @@ impl Llama {
     /// # Errors
     /// Ids outside the vocabulary.
     pub fn hidden(&self, tokens: &Tensor, frozen: bool) -> Result<Tensor> {
+        self.states(tokens, frozen)?.to_device(&Device::Cpu)
+    }
+
+    /// As [`Llama::hidden`], where the model lives.
+    fn states(&self, tokens: &Tensor, frozen: bool) -> Result<Tensor> {
+        let tokens = tokens.to_device(self.device())?;
         let (batch, time) = tokens.dims2()?;
         let config = &self.config;
         let (head, eps) = (config.head(), config.rms_norm_eps);
@@ -269,7 +295,7 @@ impl Llama {
     /// # Errors
     /// The adapter does not fit.
     pub fn output(&self, frozen: bool) -> Result<Tensor> {
-        self.weight(self.config.output(), frozen)
+        self.weight(self.config.output(), frozen)?.to_device(&Device::Cpu)
     }
 
     /// Log-probabilities `[n]` of `targets` `[n]` at the positions `at` `[n]` of the flattened `tokens`
@@ -278,9 +304,19 @@ impl Llama {
     /// # Errors
     /// Ids or positions out of range.
     pub fn log_probs(&self, tokens: &Tensor, at: &Tensor, targets: &Tensor, frozen: bool) -> Result<Tensor> {
-        let hidden = self.hidden(tokens, frozen)?.index_select(at, 0)?;
-        let logits = hidden.matmul(&self.output(frozen)?.t()?)?;
-        ops::token_log_probs(&logits, targets)
+        let hidden = self.states(tokens, frozen)?.index_select(&at.to_device(self.device())?, 0)?;
+        self.next_log_probs(&hidden, targets, frozen)
+    }
+
+    /// Log-probabilities `[n]` of `targets` `[n]` behind final hidden states `[n, d]`.
+    ///
+    /// # Errors
+    /// Ids out of range.
+    pub fn next_log_probs(&self, hidden: &Tensor, targets: &Tensor, frozen: bool) -> Result<Tensor> {
+        let device = self.device();
+        let embedding = self.weight(self.config.output(), frozen)?;
+        let logits = hidden.to_device(device)?.matmul(&embedding.t()?)?;
+        ops::token_log_probs(&logits, &targets.to_device(device)?)?.to_device(&Device::Cpu)
     }
 
     fn weight(&self, part: &str, frozen: bool) -> Result<Tensor> {

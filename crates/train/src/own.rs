@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail, ensure};
 use attune_engine::{DefaultReference, PersRmSettings, PreferenceTemplate, WeightsForm, hub};
+use candle_core::Device;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -42,6 +43,8 @@ pub struct OwnOptions {
     pub every: usize,
     /// Goes on from the checkpoint in the folder.
     pub resume: bool,
+    /// Where to train.
+    pub device: Device,
     /// Shows no progress.
     pub quiet: bool,
 }
@@ -180,7 +183,8 @@ pub fn stage_one(options: &OwnOptions, stage: &StageOne, stop: &AtomicBool) -> R
 /// # Errors
 /// As [`lm`]; the folder holds no PersRM that a head can be trained for.
 pub fn stage_two(options: &OwnOptions, stage: &StageTwo, stop: &AtomicBool) -> Result<Outcome> {
-    let opened = Opened::new(&options.model, options.base_model.as_deref())?;
+    let mut opened = Opened::new(&options.model, options.base_model.as_deref())?;
+    opened.model = opened.model.on(&options.device)?;
     let own = opened.assets.folder.clone();
     if own.join("value_head.safetensors").exists() {
         bail!("{} has a value head, for whose features no weight head can be trained yet", own.display());
@@ -190,7 +194,9 @@ pub fn stage_two(options: &OwnOptions, stage: &StageTwo, stop: &AtomicBool) -> R
         Some(name) => Some(open::weights(&beside(&own, name)?)?),
         None => opened.without_adapter()?,
     };
-    let generator = stage.generator.as_deref().map(open::weights).transpose()?;
+    let there = |model: Llama| model.on(&options.device);
+    let reference = reference.map(there).transpose()?;
+    let generator = stage.generator.as_deref().map(open::weights).transpose()?.map(there).transpose()?;
     let has = if reference.is_some() { DefaultReference::Model } else { DefaultReference::None };
     let against = stage.reference.or(settings.reference).unwrap_or(has);
     let against = match (against, &reference, &generator) {
@@ -245,13 +251,17 @@ fn open(options: &OwnOptions, lora: Option<Lora>) -> Result<Opened> {
     if lora.is_some() && path.adapter.is_some() {
         bail!("{} is an adapter already; a new one needs a model with full weights", options.model);
     }
-    Opened::at(path)
+    let mut opened = Opened::at(path)?;
+    opened.model = opened.model.on(&options.device)?;
+    Ok(opened)
 }
 
 /// What is trained: a copy of the weights, or an adapter on them.
 fn trained(start: &Llama, lora: Option<Lora>, seed: u64) -> Result<Llama> {
     Ok(match lora {
-        Some(Lora { rank, alpha }) => start.with_adapter(Adapter::fresh(start.config(), rank, alpha, seed)?),
+        Some(Lora { rank, alpha }) => {
+            start.with_adapter(&Adapter::fresh(start.config(), rank, alpha, seed)?)?
+        }
         None => Llama::from_tensors(start.config().clone(), &start.tensors())?,
     })
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use candle_core::Device;
 use serde_json::json;
 
 use crate::dpo::{self, DpoOptions};
@@ -37,6 +38,8 @@ pub struct RivalOptions {
     pub bases: Vec<(&'static str, u64, usize, usize, usize)>,
     /// Their training.
     pub lm: LmOptions,
+    /// Where to train.
+    pub device: Device,
     /// Shows no progress.
     pub quiet: bool,
 }
@@ -51,9 +54,10 @@ impl RivalOptions {
             seed,
             rank: 16,
             expert: adapter.clone(),
-            genarm: DpoOptions { pairs: 4800, beta: 0.1, ..adapter },
+            genarm: DpoOptions { pairs: 9_600, beta: 0.1, ..adapter },
             bases: vec![("small", 11, 96, 264, 3), ("other", 12, 128, 352, 4), ("wide", 13, 160, 440, 3)],
             lm: LmOptions { texts: 16_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
+            device: Device::Cpu,
             quiet: false,
         }
     }
@@ -87,6 +91,7 @@ pub fn expert(asked: &[Trait]) -> String {
 /// A base that cannot be read, a folder that cannot be written, a loss that is not finite.
 pub fn make(options: &RivalOptions) -> Result<()> {
     let (base, words) = export::read_checkpoint(&options.base)?;
+    let base = base.on(&options.device)?;
     fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
     let fresh = |stream| Adapter::fresh(base.config(), options.rank, 2.0 * options.rank as f64, stream);
     let path = options.out.join("train.json");
@@ -99,7 +104,7 @@ pub fn make(options: &RivalOptions) -> Result<()> {
             continue;
         }
         let begun = Instant::now();
-        let model = base.with_adapter(fresh(options.seed + i)?);
+        let model = base.with_adapter(&fresh(options.seed + i)?)?;
         let pairs = pairs::pairs_for(asked.iter().copied().collect(), options.expert.pairs, options.seed + i);
         dpo::fit(
             &model,
@@ -118,7 +123,7 @@ pub fn make(options: &RivalOptions) -> Result<()> {
     let folder = options.out.join("genarm");
     if !folder.is_dir() {
         let begun = Instant::now();
-        let model = base.with_adapter(fresh(options.seed + 100)?);
+        let model = base.with_adapter(&fresh(options.seed + 100)?)?;
         let pairs = pairs::pairs(options.genarm.pairs, options.seed);
         dpo::fit(&model, None, &words, pairs, &options.genarm, options.seed, ("genarm", options.quiet))?;
         write(&model, &folder)?;
@@ -134,7 +139,7 @@ pub fn make(options: &RivalOptions) -> Result<()> {
         }
         let config =
             ModelConfig { hidden_size, intermediate_size, num_hidden_layers, ..base.config().clone() };
-        let (model, _) = lm::train(config, &words, &options.lm, seed, options.quiet)?;
+        let (model, _) = lm::train(config, &words, &options.lm, seed, options.quiet, &options.device)?;
         export::write_checkpoint(&folder, &model, &words)?;
     }
     Ok(())

@@ -87,7 +87,7 @@ impl Place {
         for (name, var) in vars {
             let count = var.elem_count();
             let weights = floats(&format!("weights/{name}"), count)?;
-            var.set(&Tensor::from_vec(weights, var.shape(), &Device::Cpu)?)?;
+            var.set(&Tensor::from_vec(weights, var.shape(), var.device())?)?;
             // A weight that no gradient has reached has no moments.
             if file.tensor(&format!("first/{name}")).is_ok() {
                 let pair =

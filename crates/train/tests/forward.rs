@@ -95,7 +95,7 @@ fn an_adapter_that_is_trained_is_the_one_that_is_served() {
         }
         adapter.write(&folder, "base").unwrap();
         let want = engines(ModelPath::adapted(&base, &folder));
-        assert_close(&trainers(&opened.model.with_adapter(adapter), false), &want, name);
+        assert_close(&trainers(&opened.model.with_adapter(&adapter).unwrap(), false), &want, name);
         let again = Opened::at(ModelPath::adapted(&base, &folder)).unwrap();
         assert_close(&trainers(&again.model, true), &want, name);
         assert_close(&trainers(&again.without_adapter().unwrap().unwrap(), true), &engines(&base), name);

@@ -19,6 +19,7 @@ use attune_train::{
 };
 use clap::ValueEnum;
 
+use super::device::DeviceArgs;
 use crate::failure::Interrupted;
 
 pub(super) const LM_EXAMPLES: &str = "\
@@ -88,14 +89,16 @@ struct OwnArgs {
     /// Go on from the checkpoint in --out, to the same weights as without a break.
     #[arg(long)]
     resume: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// No progress bar.
     #[arg(long)]
     quiet: bool,
 }
 
 impl OwnArgs {
-    fn options(&self, rate: f64, stream: u64) -> OwnOptions {
-        OwnOptions {
+    fn options(&self, rate: f64, stream: u64) -> Result<OwnOptions> {
+        Ok(OwnOptions {
             model: self.model.clone(),
             base_model: self.base_model.clone(),
             data: self.data.clone(),
@@ -115,8 +118,9 @@ impl OwnArgs {
             longest: self.max_tokens,
             every: self.checkpoint_every as usize,
             resume: self.resume,
+            device: self.device.open()?,
             quiet: self.quiet,
-        }
+        })
     }
 }
 
@@ -199,7 +203,7 @@ pub(super) struct PersrmArgs {
 }
 
 pub(super) fn lm(args: &LmArgs) -> Result<()> {
-    let options = args.own.options(args.lora.rate(), 30);
+    let options = args.own.options(args.lora.rate(), 30)?;
     let stop = stopped()?;
     told(&options, own::lm(&options, args.lora.lora(), &stop)?)
 }
@@ -216,7 +220,7 @@ pub(super) fn persrm(args: &PersrmArgs) -> Result<()> {
                     ("--weights-alone", args.weights_alone),
                 ],
             )?;
-            let options = args.own.options(args.lora.rate(), 31);
+            let options = args.own.options(args.lora.rate(), 31)?;
             let stage = StageOne {
                 lora: args.lora.lora(),
                 template: args.template.clone(),
@@ -234,7 +238,7 @@ pub(super) fn persrm(args: &PersrmArgs) -> Result<()> {
                     ("--template", args.template.is_some()),
                 ],
             )?;
-            let options = args.own.options(1e-3, 32);
+            let options = args.own.options(1e-3, 32)?;
             let stage = StageTwo {
                 reference: args.reference.map(|reference| match reference {
                     Reference::Model => DefaultReference::Model,

@@ -60,7 +60,7 @@ pub fn train(
 ) -> Result<Outcome> {
     let held_out = ready(model, tokenizer, held_out)?;
     let begun = Instant::now();
-    let adapted = model.with_adapter(Adapter::fresh(model.config(), RANK, 2.0 * RANK as f64, seed)?);
+    let adapted = model.with_adapter(&Adapter::fresh(model.config(), RANK, 2.0 * RANK as f64, seed)?)?;
     // What the frozen model says is the same at every step, and read once.
     let batches = ready(model, tokenizer, said)?;
     let mut optimizer = AdamW::new(0.0, 1.0);

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::math::{add_scaled, dot, softmax};
-use super::{floats, values};
+use super::{composed, floats, values};
 
 struct Attention {
     head: usize,
@@ -19,6 +19,9 @@ struct Attention {
 /// # Errors
 /// Arguments that are not contiguous f32.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, head: usize) -> Result<Tensor> {
+    if !q.device().is_cpu() {
+        return composed::attention(q, k, v, head);
+    }
     q.apply_op3(k, v, Attention { head })
 }
 

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::math::softmax;
-use super::{floats, values};
+use super::{composed, floats, values};
 
 struct TokenLogProbs;
 
@@ -13,6 +13,9 @@ struct TokenLogProbs;
 /// # Errors
 /// Arguments of other types, or a target outside the vocabulary.
 pub fn token_log_probs(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    if !logits.device().is_cpu() {
+        return composed::token_log_probs(logits, targets);
+    }
     logits.apply_op2(targets, TokenLogProbs)
 }
 

@@ -1,4 +1,4 @@
-//! Differentiable operations of the training forward, fused for the CPU.
+//! Differentiable operations of the training forward, fused for the CPU; on a card, composed of candle's.
 //!
 //! candle's own fused norm and rotary embedding have no backward, and their composed forms allocate a
 //! tensor an operation; these do one pass over memory each way. Every operation splits its work by rows
@@ -6,6 +6,7 @@
 //! threads. The tests compare each with candle's composed form, values and gradients.
 
 mod attention;
+mod composed;
 mod log_prob;
 mod math;
 mod norm;

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::math::dot;
-use super::{floats, values};
+use super::{composed, floats, values};
 
 struct RmsNorm {
     eps: f32,
@@ -15,6 +15,9 @@ struct RmsNorm {
 /// # Errors
 /// Arguments that are not contiguous f32.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return composed::rms_norm(x, weight, eps);
+    }
     x.apply_op2(weight, RmsNorm { eps: eps as f32 })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::floats;
+use super::{composed, floats};
 
 struct Rope {
     head: usize,
@@ -19,6 +19,9 @@ struct Rope {
 /// # Errors
 /// An argument that is not contiguous f32 of three dimensions.
 pub fn rope(x: &Tensor, head: usize, frequencies: &Arc<[f32]>) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return composed::rope(x, head, frequencies);
+    }
     x.apply_op1(Rope { head, frequencies: Arc::clone(frequencies), direction: 1.0 })
 }
 

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::math::exp;
-use super::{floats, values};
+use super::{composed, floats, values};
 
 struct SwiGlu;
 
@@ -13,6 +13,9 @@ struct SwiGlu;
 /// # Errors
 /// Arguments that are not contiguous f32.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if !gate.device().is_cpu() {
+        return composed::swiglu(gate, up);
+    }
     gate.apply_op2(up, SwiGlu)
 }
 

@@ -1,6 +1,6 @@
 //! Each fused operation against candle's composed form: values and gradients.
 
-use candle_core::{D, Device, Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 
 use super::*;
 use crate::world::dice::Dice;
@@ -41,14 +41,14 @@ fn compare(vars: &[&Var], fused: &dyn Fn() -> Result<Tensor>, plain: &dyn Fn() -
 fn rms_norm_is_candles() {
     let mut dice = Dice::new(1, 0);
     let (x, w) = (random(&[5, 24], &mut dice), random(&[24], &mut dice));
-    compare(&[&x, &w], &|| rms_norm(&x, &w, 1e-5), &|| candle_nn::ops::rms_norm_slow(&x, &w, 1e-5));
+    compare(&[&x, &w], &|| rms_norm(&x, &w, 1e-5), &|| composed::rms_norm(&x, &w, 1e-5));
 }
 
 #[test]
 fn swiglu_is_candles() {
     let mut dice = Dice::new(2, 0);
     let (g, u) = (random(&[7, 9], &mut dice), random(&[7, 9], &mut dice));
-    compare(&[&g, &u], &|| swiglu(&g, &u), &|| g.silu()? * u.as_tensor());
+    compare(&[&g, &u], &|| swiglu(&g, &u), &|| composed::swiglu(&g, &u));
 }
 
 #[test]
@@ -56,24 +56,16 @@ fn log_probs_are_candles() {
     let mut dice = Dice::new(3, 0);
     let logits = random(&[6, 19], &mut dice);
     let targets = Tensor::new(&[3u32, 0, 18, 7, 7, 1], &Device::Cpu).unwrap();
-    compare(&[&logits], &|| token_log_probs(&logits, &targets), &|| {
-        candle_nn::ops::log_softmax(&logits, D::Minus1)?.gather(&targets.unsqueeze(1)?, 1)?.squeeze(1)
-    });
+    let candles = || composed::token_log_probs(&logits, &targets);
+    compare(&[&logits], &|| token_log_probs(&logits, &targets), &candles);
     assert!(token_log_probs(&logits, &Tensor::new(&[19u32; 6], &Device::Cpu).unwrap()).is_err());
 }
 
 #[test]
 fn rope_is_candles() {
     let x = random(&[2, 6, 3 * 8], &mut Dice::new(4, 0));
-    let angles: Vec<f32> =
-        (0..6).flat_map(|p| (0..4).map(move |i| p as f32 * 100f32.powf(-2.0 * i as f32 / 8.0))).collect();
-    let angles = Tensor::from_vec(angles, (6, 4), &Device::Cpu).unwrap();
     let frequencies = (0..4).map(|i| 100f32.powf(-2.0 * i as f32 / 8.0)).collect();
-    compare(&[&x], &|| rope(&x, 8, &frequencies), &|| {
-        let heads = x.reshape((2, 6, 3, 8))?.transpose(1, 2)?.contiguous()?;
-        let turned = candle_nn::rotary_emb::rope_slow(&heads, &angles.cos()?, &angles.sin()?)?;
-        turned.transpose(1, 2)?.reshape((2, 6, 24))
-    });
+    compare(&[&x], &|| rope(&x, 8, &frequencies), &|| composed::rope(&x, 8, &frequencies));
 }
 
 #[test]
@@ -84,15 +76,5 @@ fn attention_is_candles() {
         random(&[2, 7, 2 * 8], &mut dice),
         random(&[2, 7, 2 * 8], &mut dice),
     );
-    let mask: Vec<f32> =
-        (0..7).flat_map(|i| (0..7).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 })).collect();
-    let mask = Tensor::from_vec(mask, (7, 7), &Device::Cpu).unwrap();
-    compare(&[&q, &k, &v], &|| attention(&q, &k, &v, 8), &|| {
-        let split = |x: &Var, heads: usize| x.reshape((2, 7, heads, 8))?.transpose(1, 2)?.contiguous();
-        let spread = |x: Tensor| Tensor::stack(&[&x, &x], 2)?.reshape((2, 4, 7, 8));
-        let (q, k, v) = (split(&q, 4)?, spread(split(&k, 2)?)?, spread(split(&v, 2)?)?);
-        let scores = ((q.matmul(&k.t()?)? * 8f64.powf(-0.5))?.broadcast_add(&mask))?;
-        let out = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&v)?;
-        out.transpose(1, 2)?.reshape((2, 7, 32))
-    });
+    compare(&[&q, &k, &v], &|| attention(&q, &k, &v, 8), &|| composed::attention(&q, &k, &v, 8));
 }
