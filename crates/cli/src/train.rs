@@ -79,7 +79,7 @@ struct EvalArgs {
     /// All chance comes from it.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     seed: u64,
-    /// Seconds instead of half an hour, for models of the right form that have learned nothing.
+    /// Seconds instead of minutes, for models of the right form that have learned nothing.
     #[arg(long)]
     tiny: bool,
     #[command(flatten)]
@@ -100,7 +100,7 @@ struct DemoArgs {
     /// Take the base, with its tokenizer, from this folder instead of training one.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// Seconds instead of half an hour, for a pair of the right form that has learned nothing.
+    /// Seconds instead of a quarter of an hour or more, for a pair of the right form that has learned nothing.
     #[arg(long)]
     tiny: bool,
     #[command(flatten)]

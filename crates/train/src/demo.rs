@@ -87,7 +87,7 @@ impl DemoOptions {
                 variant: Variant::default(),
             },
             lm: LmOptions { texts: 32_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
-            dpo: DpoOptions { pairs: 9_600, batch: 16, rate: 7e-4, warm_up: 0.1, beta: 0.3, anchor: 8.0 },
+            dpo: DpoOptions { pairs: 28_800, batch: 16, rate: 7e-4, warm_up: 0.1, beta: 0.3, anchor: 8.0 },
             head: HeadOptions { pairs: 2_400, batch: 16, rate: 1e-2, warm_up: 0.1, beta: 0.3 },
             latent: LatentOptions::default(),
             prompts: 100,

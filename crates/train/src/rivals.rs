@@ -47,14 +47,16 @@ pub struct RivalOptions {
 impl RivalOptions {
     /// The recipe of the bench.
     pub fn new(base: impl Into<PathBuf>, out: impl Into<PathBuf>, seed: u64) -> Self {
-        let adapter = DpoOptions { pairs: 640, batch: 16, rate: 4e-3, warm_up: 0.1, beta: 0.3, anchor: 8.0 };
+        let adapter =
+            DpoOptions { pairs: 1_920, batch: 16, rate: 4e-3, warm_up: 0.1, beta: 0.3, anchor: 8.0 };
         Self {
             base: base.into(),
             out: out.into(),
             seed,
             rank: 16,
             expert: adapter.clone(),
-            genarm: DpoOptions { pairs: 9_600, beta: 0.1, ..adapter },
+            // As many as the PersRM has.
+            genarm: DpoOptions { pairs: 28_800, beta: 0.1, ..adapter },
             bases: vec![("small", 11, 96, 264, 3), ("other", 12, 128, 352, 4), ("wide", 13, 160, 440, 3)],
             lm: LmOptions { texts: 16_000, batch: 32, rate: 4e-3, warm_up: 0.04 },
             device: Device::Cpu,

@@ -49,6 +49,7 @@ fn options(root: &Path, model: &str, data: &str, out: &str) -> OwnOptions {
         longest: None,
         every: 7,
         resume: false,
+        device: candle_core::Device::Cpu,
         quiet: true,
     }
 }

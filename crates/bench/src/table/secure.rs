@@ -12,7 +12,7 @@ use super::{
     Settings, Size, half,
     rows::{Key, Results},
     service::{Pair, Service},
-    sides,
+    sides::Sides,
 };
 
 /// The files do not change meanwhile.
@@ -56,9 +56,15 @@ pub(super) async fn run(settings: &Settings, results: &mut Results<'_>) -> Resul
     let tls = ClientTls::load(&config, RELOAD)?;
     let channel = tls.connect(ClientTls::endpoint(&encrypted(&generator))?.tcp_nodelay(true)).await?;
 
-    let sides = sides::compare(settings, &without.client, &GeneratorServiceClient::new(channel)).await?;
-    let remark = format!("{:.1} tokens/s in plain text, {:.1} by TLS", sides.without, sides.with);
-    results.add(Key::Tls, sides.ratio, &remark);
+    let mut sides = Sides::default();
+    let length = (settings.rounds(11), settings.tokens(96));
+    sides.measure(length, &without.client, &GeneratorServiceClient::new(channel)).await?;
+    let (plain, encrypted) = sides.speeds();
+    let remark = format!(
+        "{plain:.1} tokens/s in plain text, {encrypted:.1} by TLS; standard error {:.3}",
+        sides.error()
+    );
+    results.add(Key::Tls, sides.ratio(), &remark);
     Ok(())
 }
 
