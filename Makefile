@@ -50,8 +50,8 @@ bench: models ## the table of figures to reach; BENCH="--rows floor,wire --quick
 	target/release/attune bench table --out target/bench/table.json $(BENCH)
 
 eval: ## every alignment method on the shipped pair: target/eval/table.json and plot.svg; EVAL="--quick" narrows it
-	$(CARGO) build --workspace --bins
-	target/debug/attune eval $(EVAL)
+	$(CARGO) build --release --workspace --bins
+	target/release/attune eval $(EVAL)
 
 kernel-bench: ## the kernels by themselves, against the bandwidth of the same run
 	$(CARGO) bench -p attune-kernels

@@ -100,7 +100,7 @@ struct DemoArgs {
     /// Take the base, with its tokenizer, from this folder instead of training one.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// Seconds instead of a quarter of an hour or more, for a pair of the right form that has learned nothing.
+    /// Seconds instead of twenty minutes or more, for a pair of the right form that has learned nothing.
     #[arg(long)]
     tiny: bool,
     #[command(flatten)]

@@ -20,7 +20,7 @@ pub fn render(report: &DemoReport) -> String {
         exist to show and to test guidance offline: they know one small world and nothing else.\n\n\
         ## How it was made\n\n\
         ```sh\nattune train demo --seed {seed} --out models/demo\n```\n\n\
-        On a CPU, in about a quarter of an hour on two cores with AVX-512. One seed gives the same files on one machine.\n\n\
+        On a CPU, in about twenty minutes on two cores with AVX-512. One seed gives the same files on one machine.\n\n\
         - **World**: {topics} topics in ten domains of everyday life, four intents (how, why, which of two, a story). \
         An answer has an optional opener, one to four sentences of substance in a fixed sequence, at most one joke and one \
         warning, and an optional closer. A program judges exactly which of eight traits on five independent axes it \
