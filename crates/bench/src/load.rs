@@ -172,7 +172,9 @@ pub async fn timed(
     let mut stream = client.generate(request).await?.into_inner();
     let mut first_token = None;
     let mut last = due;
-    let (mut gaps, mut tokens) = (Vec::new(), Vec::new());
+    let (mut gaps, mut tokens, mut ended) = (Vec::new(), Vec::new(), None);
+    // To the stream's end, past the text's: a stream that is dropped before it is reset, and a server ends a
+    // connection on which too many are.
     while let Some(message) = stream.message().await? {
         let now = Instant::now();
         for token in &message.tokens {
@@ -185,11 +187,11 @@ pub async fn timed(
             on_token();
         }
         if let Some(finish) = message.finish {
-            let first_token = first_token.unwrap_or(now - due);
-            return Ok(TextTimes { due, first_token, gaps, tokens, finish });
+            ended = Some((first_token.unwrap_or(now - due), finish));
         }
     }
-    Err(Status::data_loss("the stream ended without its end"))
+    let (first_token, finish) = ended.ok_or_else(|| Status::data_loss("the stream ended without its end"))?;
+    Ok(TextTimes { due, first_token, gaps, tokens, finish })
 }
 
 impl TextTimes {

@@ -84,15 +84,17 @@ async fn answer(
     request: GenerateRequest,
 ) -> Result<Answer, Status> {
     let mut stream = client.generate(request).await?.into_inner();
-    let mut answer = Answer::default();
+    let (mut answer, mut finished) = (Answer::default(), false);
+    // To the stream's end, past the text's: a stream that is dropped before it is reset, and a server ends a
+    // connection on which too many are.
     while let Some(message) = stream.message().await? {
         answer.text.push_str(&message.text);
         answer.ids.extend(message.tokens.iter().map(|t| t.id));
         answer.log_probs.extend(message.tokens.iter().map(|t| t.base_log_prob));
         if let Some(finish) = message.finish {
             answer.seconds = finish.timings.map_or(0.0, |t| t.decode_seconds);
-            return Ok(answer);
+            finished = true;
         }
     }
-    Err(Status::unavailable("a stream ended before its text did"))
+    if finished { Ok(answer) } else { Err(Status::unavailable("a stream ended before its text did")) }
 }

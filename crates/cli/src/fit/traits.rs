@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, ensure};
 use attune_proto::{
     generator::v1::{
         GenerateRequest, GuidanceTerm, Sampling, generator_service_client::GeneratorServiceClient,
@@ -81,12 +81,11 @@ async fn answer(
         ..GenerateRequest::default()
     };
     let mut stream = client.generate(endpoint.request(request)?).await?.into_inner();
-    let mut text = String::new();
-    loop {
-        let message = stream.message().await?.context("a stream ended before its text did")?;
+    let (mut text, mut finished) = (String::new(), false);
+    while let Some(message) = stream.message().await? {
         text.push_str(&message.text);
-        if message.finish.is_some() {
-            return Ok(text);
-        }
+        finished |= message.finish.is_some();
     }
+    ensure!(finished, "a stream ended before its text did");
+    Ok(text)
 }

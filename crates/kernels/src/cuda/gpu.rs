@@ -38,6 +38,22 @@ struct Card {
     processors: usize,
 }
 
+/// Whether driver and cuBLAS are there.
+#[cfg(not(feature = "linked"))]
+fn libraries() -> (bool, bool) {
+    // SAFETY: the initialisers of both libraries have no preconditions.
+    #[allow(unsafe_code)]
+    unsafe {
+        (sys::is_culib_present(), cublas::sys::is_culib_present())
+    }
+}
+
+/// A program that is linked with them has not started without them.
+#[cfg(feature = "linked")]
+fn libraries() -> (bool, bool) {
+    (true, true)
+}
+
 impl Gpu {
     /// Opens card `ordinal`; compiled programs are kept in `cache`.
     ///
@@ -45,9 +61,7 @@ impl Gpu {
     /// There is no driver, no such card, no cuBLAS, or the card is too old.
     pub fn open(ordinal: usize, cache: Cache) -> Result<Self, CudaError> {
         // cudarc panics where a library is absent, so both are looked for first.
-        // SAFETY: the initialisers of both libraries have no preconditions.
-        #[allow(unsafe_code)]
-        let (driver, blas) = unsafe { (sys::is_culib_present(), cublas::sys::is_culib_present()) };
+        let (driver, blas) = libraries();
         let absent = |library: &str, remedy| {
             let problem = "no such library".to_owned();
             Err(CudaError::Library { library: library.into(), problem, remedy })
