@@ -115,9 +115,9 @@ impl Method {
             Self::Unguided | Self::Prompted | Self::Soups | Self::PersrmAlone | Self::Dpo => &[0.0],
             Self::PadModel | Self::PadGenerator => &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0],
             Self::PadWeights => &[0.5, 1.0, 1.5, 2.0, 3.0, 4.0],
-            Self::Genarm => &[0.25, 0.5, 1.0, 2.0, 4.0],
+            Self::Genarm => &[0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0],
             // One more than the official code's ratio: at 1 it is the preference in the prompt.
-            Self::LinearAlignment => &[1.0, 1.5, 2.0, 3.0, 4.0],
+            Self::LinearAlignment => &[1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0],
             // At 1 the weights sum to 1, as the paper merges; beyond, the experts are amplified.
             Self::Experts => &[0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0],
         }
