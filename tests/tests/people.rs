@@ -82,7 +82,7 @@ impl People {
         for question in questions {
             let term = guidance.clone().map(|guidance| GuidanceTerm {
                 guidance: Some(guidance),
-                strength: Some(2.0),
+                strength: Some(1.0),
                 clip: None,
             });
             let request =
@@ -127,14 +127,14 @@ fn field(status: &Status) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fitted_profile_is_kept_and_guides() {
     let mut people = People::demo().await;
-    let steps = people.fit(request("me", said(Trait::Expert, 20, 3))).await.unwrap();
+    let steps = people.fit(request("me", said(Trait::Expert, 12, 3))).await.unwrap();
     assert!(steps.len() > 1 && steps.windows(2).all(|w| w[0].done <= w[1].done), "{steps:?}");
     let (last, before) = steps.split_last().unwrap();
     assert!(before.iter().all(|step| step.profile.is_none()) && last.done == last.total);
     let profile = last.profile.clone().unwrap();
     let fit = profile.fit.unwrap();
     assert_eq!((profile.revision, profile.reference(), profile.kept_feedback), (1, Reference::Generator, 0));
-    assert_eq!((fit.feedback, fit.held_out, fit.method()), (20, 20, FitMethod::Weights));
+    assert_eq!((fit.feedback, fit.held_out, fit.method()), (12, 12, FitMethod::Weights));
     assert!(fit.accuracy_after > 0.5 && fit.loss_after < fit.loss_before, "{fit:?}");
     assert_eq!(people.get("me").await.unwrap(), last.profile.clone().unwrap());
 
