@@ -7,7 +7,7 @@ source scripts/pair.sh
 start_pair "$bin" 127.0.0.1:0
 echo "generator on $generator, reward worker on $reward: they talk once per token"
 echo
-for prompt in "How do I bake the bread?" "Why should I grow the lemon tree?"; do
+for prompt in "What is a good way to grow the lemon tree?" "Why should I plant the tomatoes?"; do
     echo "$prompt"
     echo
     "$bin/attune" generate --endpoint "http://$generator" --compare --max-tokens 160 --seed 1 --strength 1 \
