@@ -80,7 +80,8 @@ impl Settings {
     }
 }
 
-/// Runs every cell, and gives the table's rows and every answer; `on_answer` hears of each answer, `on_cell` of each cell that begins.
+/// Runs every cell, and gives the table's rows and every answer; `on_answer` hears of each answer, `on_cell` of
+/// each cell that begins.
 ///
 /// # Errors
 /// A service that does not start, a request that fails, a checkpoint that cannot be read.

@@ -62,6 +62,13 @@ pub struct Judged {
     pub loss: (f64, usize),
 }
 
+impl Judged {
+    /// Whether the answer has all that was asked for.
+    pub fn satisfies(&self, ask: &Ask) -> bool {
+        self.traits.has_all(ask.traits.iter().copied().collect())
+    }
+}
+
 /// Judges an answer whose log-probabilities are the base's.
 pub fn judged(ask: &Ask, answer: &Answer, log_prob: f64) -> Judged {
     let judgement = judge(&ask.prompt, answer.text.trim());
@@ -133,8 +140,7 @@ impl Scores {
             }
             Figure::share(hits, all)
         };
-        let has_all =
-            |ask: &Ask, judged: &Judged| judged.traits.has_all(ask.traits.iter().copied().collect());
+        let has_all = |ask: &Ask, judged: &Judged| judged.satisfies(ask);
         Self {
             satisfaction: share(&|_| true, &has_all),
             seen: share(&|ask| !ask.unseen, &has_all),

@@ -42,7 +42,7 @@ impl Told {
             unseen: ask.unseen,
             answer: answer.text.trim().to_owned(),
             has: judged.traits.iter().collect(),
-            satisfied: judged.traits.has_all(ask.traits.iter().copied().collect()),
+            satisfied: judged.satisfies(ask),
             well_formed: judged.well_formed,
         }
     }

@@ -61,7 +61,8 @@ impl Task for Texts<'_> {
     }
 }
 
-/// Trains a base from fresh weights on a device; returns it, on the CPU, with the mean loss (nats a token) of the last tenth of the steps.
+/// Trains a base from fresh weights on a device; returns it, on the CPU, with the mean loss (nats a token) of the
+/// last tenth of the steps.
 ///
 /// # Errors
 /// A loss or gradient that is not finite; what the libraries report.

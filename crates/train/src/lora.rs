@@ -60,11 +60,14 @@ impl Adapter {
         Ok(Self { rank, alpha, vars })
     }
 
-    /// The same on a device.
+    /// The same on a device: the very same weights where they lie there already, else a copy.
     ///
     /// # Errors
     /// Only if memory cannot be had.
     pub fn on(&self, device: &Device) -> candle_core::Result<Self> {
+        if self.vars.values().all(|var| var.device().same_device(device)) {
+            return Ok(self.clone());
+        }
         let moved = |(name, var): (&String, &Var)| {
             Ok((name.clone(), Var::from_tensor(&var.as_detached_tensor().to_device(device)?)?))
         };

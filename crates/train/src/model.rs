@@ -173,7 +173,7 @@ impl Llama {
         Ok(Self { config, vars, adapter: None })
     }
 
-    /// The same weights, frozen, with a copy of an adapter on them that is trained in their place.
+    /// The same weights, frozen, with an adapter on them, where they are, that is trained in their place.
     ///
     /// # Errors
     /// Only if memory cannot be had.
@@ -181,11 +181,14 @@ impl Llama {
         Ok(Self { adapter: Some(adapter.on(self.device())?), ..self.clone() })
     }
 
-    /// A copy on a device.
+    /// The same on a device: the very same weights where they lie there already, else a copy.
     ///
     /// # Errors
     /// Only if memory cannot be had.
     pub fn on(&self, device: &Device) -> Result<Self> {
+        if self.device().same_device(device) {
+            return Ok(self.clone());
+        }
         let moved = |(name, tensor): (String, Tensor)| Ok((name, tensor.to_device(device)?));
         let tensors = self.tensors().into_iter().map(moved).collect::<Result<_>>()?;
         let adapter = self.adapter.as_ref().map(|adapter| adapter.on(device)).transpose()?;

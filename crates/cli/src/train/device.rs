@@ -21,8 +21,8 @@ impl DeviceArgs {
         let built_in = candle_core::utils::cuda_is_available();
         match self.device {
             Device::Cpu => Ok(candle_core::Device::Cpu),
-            Device::Auto if built_in => Ok(candle_core::Device::cuda_if_available(0)?),
-            Device::Auto => Ok(candle_core::Device::Cpu),
+            // Built for cards, it may yet run where there is none.
+            Device::Auto => Ok(candle_core::Device::new_cuda(0).unwrap_or(candle_core::Device::Cpu)),
             Device::Cuda(_) if !built_in => bail!(
                 "this attune was built without CUDA for training; build it on a machine with CUDA's nvcc by \
                  `cargo build --release -p attune-cli --features cuda`, or train with --device cpu"

@@ -8,7 +8,6 @@ use std::{
 };
 
 use cudarc::{
-    cublas,
     driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits, result, sys},
     nvrtc::Ptx,
 };
@@ -44,7 +43,7 @@ fn libraries() -> (bool, bool) {
     // SAFETY: the initialisers of both libraries have no preconditions.
     #[allow(unsafe_code)]
     unsafe {
-        (sys::is_culib_present(), cublas::sys::is_culib_present())
+        (sys::is_culib_present(), cudarc::cublas::sys::is_culib_present())
     }
 }
 
