@@ -36,12 +36,10 @@ start_pair() {
     local bin=$1 listen=$2 profiles=${3:-sqlite:$logs/profiles.db}
     local models
     models=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/models/demo
-    # Two processes share the machine: each computes on its half.
-    local threads=$((($(nproc) + 1) / 2))
-    start reward "$bin/attune-reward" --model "$models/persrm" --listen 127.0.0.1:0 --threads "$threads" \
+    start reward "$bin/attune-reward" --model "$models/persrm" --listen 127.0.0.1:0 \
         --set "profiles.url=$profiles"
     reward=$address
     start generator "$bin/attune-generator" --model "$models/base" --listen "$listen" \
-        --reward "http://$reward" --threads "$threads"
+        --reward "http://$reward"
     generator=$address
 }

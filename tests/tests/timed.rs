@@ -39,7 +39,7 @@ async fn a_generator_takes_a_timed_worker_and_waits_for_it() {
     let folder = tempfile::tempdir().unwrap();
     random_checkpoint::write(folder.path(), &Shape::tiny(Family::Llama), 1, Kind::Base).unwrap();
     // Fewer slots than streams: the others wait, and nothing is lost.
-    let worker = TimedWorker::start(config(folder.path(), 2)).await.unwrap();
+    let worker = TimedWorker::start(config(folder.path(), 2)).unwrap();
     let generator = Generator::start(GeneratorConfig {
         engine: EngineConfig {
             model: folder.path().to_string_lossy().into_owned(),

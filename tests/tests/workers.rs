@@ -327,7 +327,7 @@ async fn each_guidance_goes_to_a_worker_of_its_reward_model() {
 async fn a_client_that_leaves_frees_its_session_within_one_step() {
     let models = Models::new();
     let step = Duration::from_millis(200);
-    let worker = timed(&models, 4, step).await;
+    let worker = timed(&models, 4, step);
     let generator = models.generator(&[&worker.endpoint()], &[]);
     let mut client = connect(&generator).await;
     connected(&mut client, 1).await;
@@ -347,7 +347,7 @@ async fn a_client_that_leaves_frees_its_session_within_one_step() {
 #[tokio::test]
 async fn a_text_that_no_workers_could_ever_hold_is_refused_at_once() {
     let models = Models::new();
-    let worker = timed(&models, 2, Duration::from_millis(1)).await;
+    let worker = timed(&models, 2, Duration::from_millis(1));
     let generator = models.generator(&[&worker.endpoint()], &[]);
     let mut client = connect(&generator).await;
     connected(&mut client, 1).await;
@@ -362,7 +362,7 @@ async fn a_text_that_no_workers_could_ever_hold_is_refused_at_once() {
 }
 
 /// A worker of timed waits that fits the base model.
-async fn timed(models: &Models, slots: u32, forward: Duration) -> TimedWorker {
+fn timed(models: &Models, slots: u32, forward: Duration) -> TimedWorker {
     let tokenizer = attune_engine::Tokenizer::load(Path::new(&models.path("base"))).unwrap();
     let size = tokenizer.size() as u32;
     TimedWorker::start(TimedConfig {
@@ -373,7 +373,6 @@ async fn timed(models: &Models, slots: u32, forward: Duration) -> TimedWorker {
         vocab: size,
         model_id: "timed".to_owned(),
     })
-    .await
     .unwrap()
 }
 
@@ -382,7 +381,7 @@ async fn throughput(models: &Models, workers: usize) -> f64 {
     let (streams, tokens) = (64, 10);
     let mut all = Vec::new();
     for _ in 0..workers {
-        all.push(timed(models, 8, Duration::from_millis(30)).await);
+        all.push(timed(models, 8, Duration::from_millis(30)));
     }
     let addresses: Vec<String> = all.iter().map(TimedWorker::endpoint).collect();
     let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();

@@ -114,8 +114,7 @@ async fn round_trips(count: usize) -> Result<Vec<Exchange>> {
         fingerprint: String::new(),
         vocab: u32::MAX,
         model_id: "timed".to_owned(),
-    })
-    .await?;
+    })?;
     wire::probe(&worker.endpoint(), 1, K, count).await
 }
 

@@ -158,7 +158,6 @@ mod tests {
             vocab: IDS,
             model_id: "timed".to_owned(),
         })
-        .await
         .unwrap();
         for rows in [1, 8] {
             let exchanges = probe(&worker.endpoint(), rows, 10, 3).await.unwrap();

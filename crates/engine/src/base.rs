@@ -139,6 +139,12 @@ impl BaseModel {
         }
     }
 
+    /// Says that a step is computed: threads that look for more leave their cores to those who carry its result
+    /// away.
+    pub fn rest(&self) {
+        self.hardware.rest();
+    }
+
     /// The candidates of rows of logits, a selection each. On a card it waits for the whole step, and only
     /// the candidates leave it.
     ///

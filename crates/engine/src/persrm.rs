@@ -271,6 +271,12 @@ impl PersRm {
         PersonWeights::new(&self.hardware, weights)
     }
 
+    /// Says that a step is computed: threads that look for more leave their cores to those who carry its result
+    /// away.
+    pub fn rest(&self) {
+        self.hardware.rest();
+    }
+
     /// The rewards of each question, in the candidates' order. A question fails alone.
     ///
     /// # Errors

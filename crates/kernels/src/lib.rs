@@ -14,6 +14,7 @@ mod fuse_sample;
 mod linear;
 mod mlp;
 mod norm;
+mod place;
 mod rope;
 mod score;
 mod select;

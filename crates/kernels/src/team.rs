@@ -13,8 +13,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// How long a helper looks for the next call before it parks: longer than what lies between two
-/// calls of one step, far shorter than what lies between two steps of an idle service.
+use crate::place::{Place, here};
+
+/// How long a helper looks for the next call before it parks, unless it is told to rest: longer than what lies
+/// between two calls of one step, far shorter than what lies between two steps of an idle service.
 const PATIENCE: Duration = Duration::from_micros(100);
 
 /// How long a caller waits awake for a helper to end its last task, which takes some microseconds.
@@ -60,10 +62,14 @@ pub(crate) struct Team {
     work: UnsafeCell<Option<Work<'static>>>,
     /// The tasks that each thread has still to do, the caller's first.
     shares: Box<[Share]>,
+    /// The core that the caller was on when it opened the call.
+    core: AtomicUsize,
     /// The caller, where it sleeps.
     caller: Mutex<Option<Thread>>,
     /// Helpers that are parked, or about to.
     parked: AtomicUsize,
+    /// No call is expected soon: helpers park at once.
+    resting: AtomicBool,
     /// A helper's task panicked.
     panicked: AtomicBool,
     dismissed: AtomicBool,
@@ -84,8 +90,10 @@ impl Team {
             state: AtomicU64::new(0),
             work: UnsafeCell::new(None),
             shares: (0..threads).map(|_| Share::default()).collect(),
+            core: AtomicUsize::new(usize::MAX),
             caller: Mutex::default(),
             parked: AtomicUsize::new(0),
+            resting: AtomicBool::new(true),
             panicked: AtomicBool::new(false),
             dismissed: AtomicBool::new(false),
         }
@@ -104,6 +112,8 @@ impl Team {
             share.set(work.tasks * i / threads, work.tasks * (i + 1) / threads);
         }
         self.panicked.store(false, Relaxed);
+        self.resting.store(false, Relaxed);
+        self.core.store(here(), Relaxed);
         let call = (self.state.load(Relaxed) & !(CALL - 1)).wrapping_add(CALL);
         self.state.store(call | OPEN, SeqCst);
         let close = Close(self);
@@ -133,8 +143,13 @@ impl Team {
 
     /// A helper's life.
     pub(crate) fn help(&self, thread: usize) {
+        let place = Place::of_this_thread();
         let mut last = 0;
         while let Some(state) = self.wait(last) {
+            let core = self.core.load(Relaxed);
+            if here() == core {
+                place.leave(core);
+            }
             if self.state.compare_exchange(state, state + 1, Acquire, Relaxed).is_err() {
                 continue;
             }
@@ -184,7 +199,7 @@ impl Team {
             if self.dismissed.load(SeqCst) {
                 return None;
             }
-            if start.elapsed() < PATIENCE {
+            if start.elapsed() < PATIENCE && !self.resting.load(Relaxed) {
                 // Another process may have better use for the core.
                 thread::yield_now();
                 continue;
@@ -197,6 +212,11 @@ impl Team {
             // Woken, it may have come too late: the next call of the same step is near.
             start = Instant::now();
         }
+    }
+
+    /// Lets the helpers park, and whoever waits for a core have theirs.
+    pub(crate) fn rest(&self) {
+        self.resting.store(true, Relaxed);
     }
 
     /// Ends the helpers once they wake.

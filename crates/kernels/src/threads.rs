@@ -67,6 +67,14 @@ impl Threads {
         let sleepers = pool.helpers.iter().map(JoinHandle::thread);
         pool.team.lead(Work::new(tasks, &work), sleepers);
     }
+
+    /// Says that a step is computed: threads that look for more to do leave their cores to those who carry the
+    /// result away. The next [`Self::for_each`] wakes them.
+    pub fn rest(&self) {
+        if let Some(pool) = &self.pool {
+            pool.team.rest();
+        }
+    }
 }
 
 /// The right to the helpers, given back on drop.
@@ -121,6 +129,7 @@ mod tests {
             threads.for_each(3, |_| {
                 together.wait();
             });
+            threads.rest();
             thread::park_timeout(std::time::Duration::from_millis(2));
         }
     }

@@ -42,6 +42,8 @@ pub(crate) struct Decoding {
     parked: Vec<(Instant, SequenceId)>,
     /// They queue again once a worker has room, the oldest first.
     roomless: BTreeSet<SequenceId>,
+    /// Their newest tokens have not been sent to their clients yet.
+    untold: Vec<SequenceId>,
     last_id: SequenceId,
     patience: Patience,
     fuse: Fuse,
@@ -76,6 +78,7 @@ impl Decoding {
             sequences: BTreeMap::new(),
             parked: Vec::new(),
             roomless: BTreeSet::new(),
+            untold: Vec::new(),
             last_id: 0,
             patience,
             fuse,
@@ -210,8 +213,10 @@ impl Decoding {
                 self.open_sessions(id, now);
             }
         }
-        // Chosen tokens leave before the engine's own forward pass begins.
+        // Chosen tokens leave before the engine's own forward pass begins; first to the workers, who read them
+        // meanwhile.
         self.flush(now);
+        self.tell();
         if !self.scheduler.has_work() {
             self.runnable_since = None;
             return Turn::Wait(self.next_deadline());
@@ -401,7 +406,10 @@ impl Decoding {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         match sequence.choose(&self.assets, &self.fuse, &self.instruments, now) {
             Ok(Next::Wait) => {}
-            Ok(Next::Continue(token)) => self.scheduler.push(id, token),
+            Ok(Next::Continue(token)) => {
+                self.scheduler.push(id, token);
+                self.untold.push(id);
+            }
             Ok(Next::Finish(reason)) => {
                 if let Some(sequence) = self.remove(id) {
                     sequence.finish(reason, now);
@@ -422,6 +430,15 @@ impl Decoding {
         self.roomless.remove(&id);
         self.parked.retain(|(_, parked)| *parked != id);
         self.sequences.remove(&id)
+    }
+
+    /// Sends the clients their new tokens.
+    fn tell(&mut self) {
+        for id in self.untold.drain(..) {
+            if let Some(sequence) = self.sequences.get_mut(&id) {
+                sequence.tell();
+            }
+        }
     }
 
     fn flush(&mut self, now: Instant) {

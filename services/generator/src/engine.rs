@@ -117,6 +117,7 @@ impl Device {
             let _span = tracing::debug_span!("select", rows = selection.len()).entered();
             self.model.select(&logits, &selection)?
         };
+        self.model.rest();
         instruments.select.record(lap.time());
         Ok(selected)
     }

@@ -13,6 +13,8 @@ pub type Message = Result<GenerateResponse, Status>;
 pub(crate) struct Output {
     client: mpsc::Sender<Message>,
     text: TextStream,
+    /// What is said next, by [`Output::tell`].
+    held: Option<GenerateResponse>,
 }
 
 impl Output {
@@ -31,24 +33,35 @@ impl Output {
         for bytes in seen {
             text.push(bytes);
         }
-        (Self { client, text }, receiver)
+        (Self { client, text, held: None }, receiver)
     }
 
-    /// Sends a token with the text that is certain by it. True: a stop string came up.
+    /// Takes a token with the text that is certain by it, to be sent by [`Output::tell`] or before the next
+    /// thing. True: a stop string came up.
     pub(crate) fn token(&mut self, token: Token, bytes: &[u8]) -> bool {
+        self.tell();
         let piece = self.text.push(bytes);
-        self.send(Ok(GenerateResponse { text: piece.text, tokens: vec![token], finish: None }));
+        self.held = Some(GenerateResponse { text: piece.text, tokens: vec![token], finish: None });
         piece.stopped
+    }
+
+    /// Sends the token that was taken last.
+    pub(crate) fn tell(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.send(Ok(held));
+        }
     }
 
     /// Sends the text held back, and the end.
     pub(crate) fn finish(mut self, finish: Finish) {
+        self.tell();
         let text = self.text.finish();
         self.send(Ok(GenerateResponse { text, tokens: vec![], finish: Some(finish) }));
     }
 
     /// Ends the stream with an error.
-    pub(crate) fn fail(self, status: Status) {
+    pub(crate) fn fail(mut self, status: Status) {
+        self.tell();
         self.send(Err(status));
     }
 

@@ -410,6 +410,11 @@ impl Sequence {
         self.output.finish(finish);
     }
 
+    /// Sends the client the token that was chosen last.
+    pub(crate) fn tell(&mut self) {
+        self.output.tell();
+    }
+
     /// Ends the text with an error.
     pub(crate) fn fail(self, status: Status) {
         drop(self.guides);

@@ -265,8 +265,7 @@ async fn decoding(
         fingerprint: tokenizer.fingerprint(tokenizer.size() as u32),
         vocab: shape.vocab as u32,
         model_id: "timed".into(),
-    })
-    .await?;
+    })?;
     say(&format!("a generator on {model}"));
     let args = [
         "--model",

@@ -7,6 +7,7 @@ mod child;
 mod decode;
 mod elsewhere;
 mod identity;
+mod llama;
 mod pair;
 mod profiles;
 mod quantised;
@@ -37,8 +38,8 @@ pub struct Settings {
     pub only: Vec<String>,
     /// Fewer rounds and tokens: shows that everything runs, but its figures are rough.
     pub quick: bool,
-    /// A Python interpreter with the packages of `tests/peers/requirements.txt`, and the script that
-    /// decodes on demand. `None`: these rows are left out.
+    /// A Python interpreter with the packages of `tests/peers/requirements.txt`, and the scripts that
+    /// decode on demand. `None`: these rows are left out.
     pub peers: Option<Peers>,
 }
 
@@ -47,8 +48,10 @@ pub struct Settings {
 pub struct Peers {
     /// The interpreter.
     pub python: PathBuf,
-    /// `tests/peers/bench.py`.
-    pub script: PathBuf,
+    /// `tests/peers`, where `bench.py` and `llama.py` lie.
+    pub folder: PathBuf,
+    /// Whether the interpreter has llama-cpp-python. Without it, its rows are left out.
+    pub llama: bool,
 }
 
 /// The benchmarks' shapes.
@@ -116,6 +119,7 @@ pub async fn run(settings: &Settings, say: impl Fn(&str)) -> Result<Vec<Row>> {
     let bandwidth = Bandwidth::new(cores())?;
     for size in [Size::Small, Size::Medium] {
         pair::run(settings, size, &bandwidth, &mut results).await?;
+        llama::run(settings, size, &mut results).await?;
         elsewhere::run(settings, size, &mut results).await?;
     }
     quantised::run(settings, &mut results).await?;

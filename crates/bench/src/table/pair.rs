@@ -9,6 +9,7 @@ use tokio::process::Command;
 use super::{
     Settings, Size,
     child::Child,
+    cores,
     decode::{STRENGTH, decode, guided, middle, prompt, step_ms, streams, throughput, tokens_per_second},
     half,
     rows::{Key, Results},
@@ -35,7 +36,7 @@ pub(super) async fn run(
         return Ok(());
     }
     results.say(&format!("the pair on '{}'", size.name()));
-    let pair = Pair::start(settings, size, &[]).await?;
+    let pair = Pair::start(settings, size, cores(), &[]).await?;
     let mut solos = if uncoupled { Some(Solos::start(settings, size).await?) } else { None };
     let mut python = match &settings.peers {
         Some(_) if official || cached => Some(python(settings, size).await?),
@@ -166,7 +167,7 @@ struct Against {
 async fn python(settings: &Settings, size: Size) -> Result<Child> {
     let peers = settings.peers.as_ref().ok_or_else(|| anyhow::anyhow!("no Python interpreter"))?;
     let mut command = Command::new(&peers.python);
-    command.arg(&peers.script).args(["--threads", &super::cores().to_string()]);
+    command.arg(peers.folder.join("bench.py")).args(["--threads", &cores().to_string()]);
     command.arg("--base").arg(settings.base(size)).arg("--rm").arg(settings.persrm(size));
     Child::start(command).await
 }

@@ -13,6 +13,7 @@ use candle_core::Device;
 use super::{
     Settings, Size, cores,
     decode::{STRENGTH, decode, guided, middle, prompt, step_ms},
+    half,
     rows::{Key, Results},
     service::Pair,
 };
@@ -28,7 +29,7 @@ pub(super) async fn run(settings: &Settings, results: &mut Results<'_>) -> Resul
     results.say(&format!("8-bit weights on 'medium', {}", cpu()));
     let tokens = settings.tokens(64);
     let texts = {
-        let full = Pair::start(settings, Size::Medium, &[]).await?;
+        let full = Pair::start(settings, Size::Medium, half(), &[]).await?;
         if settings.wants(Key::Q8Speed) {
             speed(settings, &full, tokens, results).await?;
         }
@@ -44,7 +45,7 @@ pub(super) async fn run(settings: &Settings, results: &mut Results<'_>) -> Resul
 }
 
 async fn speed(settings: &Settings, full: &Pair, tokens: u32, results: &mut Results<'_>) -> Result<()> {
-    let packed = Pair::start(settings, Size::Medium, &["--quantize", "q8"]).await?;
+    let packed = Pair::start(settings, Size::Medium, half(), &["--quantize", "q8"]).await?;
     for pair in [full, &packed] {
         decode(&pair.client, guided(&prompt(0), 4)).await?;
     }

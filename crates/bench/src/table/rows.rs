@@ -18,6 +18,8 @@ pub enum Key {
     Official(Size),
     /// The same with caches.
     Cached(Size),
+    /// llama.cpp's step over the plain step.
+    Llama(Size),
     /// Guided step over the longer of two uncoupled steps.
     Coupling(Size),
     /// Guided over plain tokens a second with the reward side elsewhere.
@@ -49,13 +51,16 @@ pub enum Reach {
     AtMost(f64),
     /// At least this.
     AtLeast(f64),
+    /// Nothing: it is shown for comparison.
+    Shown,
 }
 
 impl Reach {
-    fn holds(self, measured: f64) -> bool {
+    fn holds(self, measured: f64) -> Option<bool> {
         match self {
-            Self::AtMost(limit) => measured <= limit,
-            Self::AtLeast(limit) => measured >= limit,
+            Self::AtMost(limit) => Some(measured <= limit),
+            Self::AtLeast(limit) => Some(measured >= limit),
+            Self::Shown => None,
         }
     }
 }
@@ -65,6 +70,7 @@ impl Display for Reach {
         match self {
             Self::AtMost(limit) => write!(f, "at most {limit}"),
             Self::AtLeast(limit) => write!(f, "at least {limit}"),
+            Self::Shown => f.write_str("-"),
         }
     }
 }
@@ -75,6 +81,7 @@ impl Display for Key {
             Self::Floor(size) => write!(f, "floor-{}", size.name()),
             Self::Official(size) => write!(f, "official-{}", size.name()),
             Self::Cached(size) => write!(f, "cached-{}", size.name()),
+            Self::Llama(size) => write!(f, "llama-{}", size.name()),
             Self::Coupling(size) => write!(f, "coupling-{}", size.name()),
             Self::Elsewhere(size) => write!(f, "elsewhere-{}", size.name()),
             Self::Streams => f.write_str("streams-medium"),
@@ -93,7 +100,7 @@ impl Display for Key {
 impl Key {
     /// What is measured, and what it must reach.
     fn about(self) -> (String, Reach) {
-        use Reach::{AtLeast, AtMost};
+        use Reach::{AtLeast, AtMost, Shown};
         let of = |size: Size, what: &str| format!("{what}, {}", size.name());
         match self {
             Self::Floor(size) => (of(size, "guided step above the floor, times"), AtMost(1.2)),
@@ -105,6 +112,7 @@ impl Key {
                 let reach = if size == Size::Small { 2.5 } else { 1.5 };
                 (of(size, "the same against that algorithm with KV caches, times faster"), AtLeast(reach))
             }
+            Self::Llama(size) => (of(size, "plain decoding against llama.cpp, times faster"), Shown),
             Self::Coupling(size) => {
                 (of(size, "guided step against the longer of the two uncoupled steps, times"), AtMost(1.1))
             }
@@ -155,6 +163,7 @@ pub fn rows() -> Vec<Key> {
         &both(Key::Floor)[..],
         &both(Key::Official),
         &both(Key::Cached),
+        &both(Key::Llama),
         &both(Key::Coupling),
         &both(Key::Elsewhere),
         &[
@@ -180,7 +189,7 @@ pub struct Row {
     pub measured: Option<f64>,
     /// What it must reach.
     pub reach: String,
-    /// Whether it does. Absent: not measured.
+    /// Whether it does. Absent: not measured, or nothing is to be reached.
     pub holds: Option<bool>,
 }
 
@@ -212,7 +221,7 @@ impl<'a> Results<'a> {
         let row = |key: Key| {
             let (row, reach) = key.about();
             let measured = self.measured.get(&key).copied().filter(|m| m.is_finite());
-            Row { row, measured, reach: reach.to_string(), holds: measured.map(|m| reach.holds(m)) }
+            Row { row, measured, reach: reach.to_string(), holds: measured.and_then(|m| reach.holds(m)) }
         };
         rows().into_iter().filter(|&key| self.settings.wants(key)).map(row).collect()
     }
@@ -223,12 +232,13 @@ pub fn print(rows: &[Row]) -> String {
     let width = rows.iter().map(|r| r.row.chars().count()).max().unwrap_or(0);
     let mut out = String::new();
     for Row { row, measured, reach, holds } in rows {
-        let measured = measured.map_or_else(|| "-".to_owned(), |m| format!("{m:.3}"));
-        let holds = match holds {
-            Some(true) => "holds",
-            Some(false) => "MISSED",
-            None => "not measured here",
+        let holds = match (holds, measured) {
+            (Some(true), _) => "holds",
+            (Some(false), _) => "MISSED",
+            (None, Some(_)) => "for comparison",
+            (None, None) => "not measured here",
         };
+        let measured = measured.map_or_else(|| "-".to_owned(), |m| format!("{m:.3}"));
         // Writing to a string cannot fail.
         let _ = writeln!(out, "{row:<width$}  {measured:>8}  {reach:<13}  {holds}");
     }
@@ -264,20 +274,22 @@ mod tests {
 
     #[test]
     fn a_row_holds_misses_or_was_not_measured() {
-        let settings = settings(&["wire", "streams", "identity"]);
+        let settings = settings(&["wire", "streams", "identity", "llama-small"]);
         let silent = |_: &str| ();
         let mut results = Results::new(&settings, &silent);
         results.add(Key::Wire1, 0.15, "");
         results.add(Key::Wire64, 0.26, "");
         results.add(Key::Identity, 1.0, "");
+        results.add(Key::Llama(Size::Small), 1.5, "");
         results.add(Key::Floor(Size::Small), 1.0, "not asked for");
         let rows = results.into_rows();
         let holds: Vec<Option<bool>> = rows.iter().map(|r| r.holds).collect();
-        assert_eq!(holds, [None, Some(true), Some(false), Some(true)]);
-        let json = serde_json::to_value(&rows[2]).unwrap();
+        assert_eq!(holds, [None, None, Some(true), Some(false), Some(true)]);
+        let json = serde_json::to_value(&rows[3]).unwrap();
         assert_eq!(json["measured"], 0.26);
         assert_eq!((json["reach"].as_str(), json["holds"].as_bool()), (Some("at most 0.25"), Some(false)));
         let text = print(&rows);
         assert!(text.contains("MISSED") && text.contains("not measured here"), "{text}");
+        assert!(text.contains("1.500  -              for comparison"), "{text}");
     }
 }

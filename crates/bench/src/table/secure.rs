@@ -36,7 +36,7 @@ pub(super) async fn run(settings: &Settings, results: &mut Results<'_>) -> Resul
     };
     let ca = file("ca.pem");
 
-    let without = Pair::start(settings, Size::Small, &[]).await?;
+    let without = Pair::start(settings, Size::Small, half(), &[]).await?;
     let args =
         [&own("worker")[..], &set("server.tls.client_ca", &ca), &set("server.tls.client_names", GENERATOR)]
             .concat();

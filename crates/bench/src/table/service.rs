@@ -41,7 +41,7 @@ fn args(model: &Path, threads: usize, more: &[&str]) -> Vec<String> {
     args
 }
 
-/// A generator with its worker, each on half of the cores.
+/// A generator with its worker.
 pub(super) struct Pair {
     pub(super) client: GeneratorServiceClient<Channel>,
     generator: Service,
@@ -49,8 +49,13 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) async fn start(settings: &Settings, size: Size, more: &[&str]) -> Result<Self> {
-        let threads = super::half();
+    /// Both on the same machine, with so many threads each.
+    pub(super) async fn start(
+        settings: &Settings,
+        size: Size,
+        threads: usize,
+        more: &[&str],
+    ) -> Result<Self> {
         let worker = Service::worker(settings, size, threads, more).await?;
         let generator = Service::generator(settings, size, threads, &[&worker.endpoint], more).await?;
         Ok(Self { client: generator.client().await?, generator, worker })

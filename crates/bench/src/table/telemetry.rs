@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Settings, Size,
+    Settings, Size, half,
     rows::{Key, Results},
     service::Pair,
     sides::Sides,
@@ -47,11 +47,11 @@ pub(super) async fn run(settings: &Settings, results: &mut Results<'_>) -> Resul
         // Where a process lies in memory is worth more than what is measured, and stays until its end.
         let args = ["--set", &endpoint, "--admin-listen", "127.0.0.1:0"];
         let (without, with) = if start % 2 == 0 {
-            let without = Pair::start(settings, Size::Small, &[]).await?;
-            (without, Pair::start(settings, Size::Small, &args).await?)
+            let without = Pair::start(settings, Size::Small, half(), &[]).await?;
+            (without, Pair::start(settings, Size::Small, half(), &args).await?)
         } else {
-            let with = Pair::start(settings, Size::Small, &args).await?;
-            (Pair::start(settings, Size::Small, &[]).await?, with)
+            let with = Pair::start(settings, Size::Small, half(), &args).await?;
+            (Pair::start(settings, Size::Small, half(), &[]).await?, with)
         };
         let mut scrapers = JoinSet::new();
         for admin in with.admin() {

@@ -3,12 +3,15 @@
 //!
 //! One forward serves all sessions that have something to read, as a real worker's does. Rewards are a
 //! fixed function of step and token, so that a text is the same on any such worker.
+//!
+//! All of it runs on one thread, which sleeps while its forward pass runs: what it takes of this machine is taken
+//! from the generator that it is measured with.
 
 mod sessions;
 
 use std::{
     collections::HashMap,
-    io,
+    hint, io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -27,8 +30,7 @@ use attune_proto::{
         reward_service_server::{RewardService, RewardServiceServer},
     },
 };
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{net::TcpListener, runtime, sync::mpsc, task::yield_now, time::timeout_at};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming, transport::server::TcpIncoming};
@@ -66,11 +68,16 @@ impl TimedConfig {
     }
 }
 
+/// Tokio's timers come up to a millisecond late; the last bit of a wait is slept by the thread itself.
+const COARSE: Duration = Duration::from_millis(2);
+/// A thread wakes so much later than it asked to.
+const SLACK: Duration = Duration::from_micros(60);
+
 /// A running timed worker; it ends when dropped, and its calls with it.
 #[derive(Debug)]
 pub struct TimedWorker {
     address: SocketAddr,
-    commands: Sender<Command>,
+    commands: mpsc::UnboundedSender<Command>,
     seen: Arc<Seen>,
     _stop: DropGuard,
 }
@@ -87,30 +94,34 @@ impl TimedWorker {
     ///
     /// # Errors
     /// No port or no thread is to be had.
-    pub async fn start(config: TimedConfig) -> io::Result<Self> {
-        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), config).await
+    pub fn start(config: TimedConfig) -> io::Result<Self> {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), config)
     }
 
     /// Listens on an address of one's own choice and serves.
     ///
     /// # Errors
     /// The address is taken, or no thread is to be had.
-    pub async fn start_at(address: SocketAddr, config: TimedConfig) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+    pub fn start_at(address: SocketAddr, config: TimedConfig) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let (commands, inbox) = crossbeam_channel::unbounded();
+        let (commands, inbox) = mpsc::unbounded_channel();
         let (sessions, seen) = (Sessions::new(&config), Arc::new(Seen::default()));
         let shown = Arc::clone(&seen);
-        thread::Builder::new().name("timed".into()).spawn(move || run(sessions, &inbox, &shown))?;
         let stop = CancellationToken::new();
         let api = Api { config, commands: commands.clone(), calls: AtomicU64::new(1), stop: stop.clone() };
-        let server = tonic::transport::Server::builder()
-            .add_service(RewardServiceServer::new(api))
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                stop.clone().cancelled_owned(),
-            );
-        tokio::spawn(server);
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let stopped = stop.clone();
+        thread::Builder::new().name("timed".into()).spawn(move || {
+            runtime.block_on(async move {
+                let incoming = TcpIncoming::from(TcpListener::from_std(listener)?).with_nodelay(Some(true));
+                tokio::spawn(run(sessions, inbox, shown));
+                let server = tonic::transport::Server::builder().add_service(RewardServiceServer::new(api));
+                server.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned()).await?;
+                anyhow::Ok(())
+            })
+        })?;
         Ok(Self { address, commands, seen, _stop: stop.drop_guard() })
     }
 
@@ -144,22 +155,32 @@ enum Command {
     Forward(Duration),
 }
 
-/// The thread that stands for the device: it sleeps until a frame comes or a forward ends.
-fn run(mut sessions: Sessions, inbox: &Receiver<Command>, seen: &Seen) {
+/// What stands for the device: it waits until a frame comes or a forward ends.
+async fn run(mut sessions: Sessions, mut inbox: mpsc::UnboundedReceiver<Command>, seen: Arc<Seen>) {
     let mut calls = HashMap::new();
     let mut told = HashMap::new();
     loop {
-        let received = match sessions.deadline() {
-            Some(deadline) => inbox.recv_deadline(deadline),
-            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        let first = match sessions.deadline() {
+            Some(deadline) => match timeout_at((deadline - COARSE).into(), inbox.recv()).await {
+                Ok(None) => return,
+                Ok(command) => command,
+                Err(_) => {
+                    // What has come in is heard before the thread sleeps.
+                    yield_now().await;
+                    let heard = inbox.try_recv().ok();
+                    if heard.is_none() {
+                        sleep_until(deadline);
+                    }
+                    heard
+                }
+            },
+            None => match inbox.recv().await {
+                None => return,
+                command => command,
+            },
         };
         let mut answers = Vec::new();
-        let first = match received {
-            Ok(command) => Some(command),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        for command in first.into_iter().chain(inbox.try_iter()) {
+        for command in first.into_iter().chain(std::iter::from_fn(|| inbox.try_recv().ok())) {
             match command {
                 Command::Connect(call, out) => {
                     calls.insert(call, out);
@@ -182,6 +203,14 @@ fn run(mut sessions: Sessions, inbox: &Receiver<Command>, seen: &Seen) {
         seen.sessions.store(load.sessions, Ordering::Relaxed);
         seen.forwards.store(sessions.forwards(), Ordering::Relaxed);
         send(answers, load, &calls, &mut told);
+    }
+}
+
+/// Sleeps until a moment that is near, and no longer.
+fn sleep_until(deadline: Instant) {
+    thread::sleep(deadline.saturating_duration_since(Instant::now()).saturating_sub(SLACK));
+    while Instant::now() < deadline {
+        hint::spin_loop();
     }
 }
 
@@ -211,7 +240,7 @@ fn send(
 
 struct Api {
     config: TimedConfig,
-    commands: Sender<Command>,
+    commands: mpsc::UnboundedSender<Command>,
     calls: AtomicU64,
     stop: CancellationToken,
 }

@@ -3,6 +3,7 @@
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -16,7 +17,7 @@ pub(crate) struct TableArgs {
     /// The folder of small-base, small-rm, medium-base and medium-rm, as `attune models` writes them.
     #[arg(long, value_name = "DIR", default_value = "models")]
     models: PathBuf,
-    /// Only rows whose key begins with one of these: floor, official, cached, coupling, elsewhere,
+    /// Only rows whose key begins with one of these: floor, official, cached, llama, coupling, elsewhere,
     /// streams, q8, profiles, wire, identity, telemetry, tls; most go on with -small or -medium.
     #[arg(long, value_name = "KEYS", value_delimiter = ',')]
     rows: Vec<String>,
@@ -61,6 +62,8 @@ pub(crate) async fn run(args: TableArgs) -> Result<()> {
     };
     if settings.peers.is_none() {
         say("no Python interpreter: the rows against Python are left out (tests/peers/README.md)");
+    } else if settings.peers.as_ref().is_some_and(|peers| !peers.llama) {
+        say("no llama-cpp-python: the rows against llama.cpp are left out (tests/peers/README.md)");
     }
     let rows = table::run(&settings, say).await;
     spinner.finish_and_clear();
@@ -89,5 +92,7 @@ fn peers(python: Option<PathBuf>, folder: &Path) -> Result<Option<Peers>> {
     if !script.exists() {
         bail!("{} is not there; name its folder with --peers", script.display());
     }
-    Ok(Some(Peers { python, script }))
+    let has_llama = Command::new(&python).args(["-c", "import llama_cpp, gguf"]).output();
+    let llama = has_llama.is_ok_and(|tried| tried.status.success());
+    Ok(Some(Peers { python, folder: folder.to_path_buf(), llama }))
 }

@@ -144,6 +144,13 @@ pub(crate) struct Rotation<'a> {
 }
 
 impl Hardware {
+    /// Says that a step is computed: see [`Threads::rest`].
+    pub(crate) fn rest(&self) {
+        if let Self::Cpu(threads) = self {
+            threads.rest();
+        }
+    }
+
     /// Brings a plan to where it is needed.
     pub(crate) fn place<'a>(
         &self,

@@ -44,6 +44,7 @@ impl Engine {
             Ok(read) => read,
             Err(error) => return self.failed(&plan.runs, error),
         };
+        self.model.persrm().rest();
         let now = Instant::now();
         drop(span);
         self.instruments.forward.record(now.saturating_duration_since(start));
@@ -139,6 +140,7 @@ impl Engine {
             let _span = span.enter();
             self.model.score(&questions)
         };
+        self.model.persrm().rest();
         let answers = match answers {
             Ok(answers) => answers,
             Err(error) => return self.not_scored(&keys, error),
