@@ -113,6 +113,9 @@ def main():
             n_ctx=2048,
             n_threads=args.threads,
             n_threads_batch=args.threads,
+            # Keys and values in f32 as well, so that both sides compute the same.
+            type_k=llama_cpp.GGML_TYPE_F32,
+            type_v=llama_cpp.GGML_TYPE_F32,
             use_mmap=False,
             verbose=False,
         )
