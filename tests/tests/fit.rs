@@ -2,9 +2,9 @@
 //! wrote is what the engine reads.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that fails should say where
 
-use std::{ops::ControlFlow, path::PathBuf};
+use std::{collections::HashMap, ops::ControlFlow, path::PathBuf};
 
-use attune_engine::{LoadOptions, PersRm};
+use attune_engine::{LoadOptions, PersRm, PersRmSettings, PriorShape, WeightPrior};
 use attune_kernels::Threads;
 use attune_profiles::{
     Reference, Vector,
@@ -13,9 +13,11 @@ use attune_profiles::{
 use attune_train::{
     export,
     latent::{self, LatentOptions},
+    prior::{self, PriorOptions},
     tokenizer::{END, encode, encode_prompt},
     world::{Pair, Trait, Traits, pairs},
 };
+use candle_core::Device;
 
 fn demo(part: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/demo").join(part)
@@ -181,6 +183,66 @@ fn the_adapter_that_the_trainer_writes_is_the_one_that_the_engine_reads() {
         assert!((engine - trainer).abs() < 0.05 * trainer.abs() + 0.3, "{engine} {trainer}");
     }
 }
+
+#[test]
+fn a_fit_takes_the_directions_that_the_prior_knows() {
+    let (items, reference) = (items(Trait::Expert, 12), Reference::Generator);
+    let weights = |directions: Option<Vec<f32>>| -> Vec<f64> {
+        let folder = tempfile::tempdir().unwrap();
+        copy(&demo("persrm"), folder.path());
+        let mut settings = PersRmSettings::load(folder.path()).unwrap();
+        settings.prior = directions.as_ref().map(|all| PriorShape { rank: all.len() / D });
+        let told = serde_json::to_string(&settings).unwrap();
+        std::fs::write(folder.path().join(PersRmSettings::FILE), told).unwrap();
+        if let Some(all) = directions {
+            let tensor =
+                candle_core::Tensor::from_vec(all.clone(), (all.len() / D, D), &Device::Cpu).unwrap();
+            let tensors = HashMap::from([(WeightPrior::TENSOR, tensor)]);
+            candle_core::safetensors::save(&tensors, folder.path().join(WeightPrior::FILE)).unwrap();
+        }
+        let persrm = load(folder.path());
+        // What is served does not depend on it.
+        assert_eq!(persrm.assets.revision, load(&demo("persrm")).assets.revision);
+        match run(&persrm, &job(items.clone(), reference)).unwrap().person {
+            Vector::Weights(weights) => weights.iter().map(|w| f64::from(*w) - 1.0).collect(),
+            Vector::Latent(_) => panic!("weights were asked for"),
+        }
+    };
+    // All directions alike are as good as none known, in whatever units they are.
+    let all: Vec<f32> = (0..D * D).map(|i| if i % (D + 1) == 0 { 0.25 } else { 0.0 }).collect();
+    for (free, known) in weights(None).iter().zip(weights(Some(all))) {
+        assert!((free - known).abs() < 1e-5 * (1.0 + free.abs()), "{free} {known}");
+    }
+    // Of one direction, a fit takes that one.
+    let one: Vec<f32> = (0..D).map(|i| if i < 3 { i as f32 - 1.5 } else { 0.0 }).collect();
+    let step = weights(Some(one.clone()));
+    let share = step[0] / f64::from(one[0]);
+    assert!(share != 0.0);
+    for (step, along) in step.iter().zip(one) {
+        assert!((step - share * f64::from(along)).abs() < 1e-6 * (1.0 + share.abs()), "{step} {along}");
+    }
+}
+
+#[test]
+fn the_prior_that_the_trainer_writes_is_the_one_that_the_engine_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&demo("persrm"), folder.path());
+    let (model, words) = export::read_checkpoint(folder.path()).unwrap();
+    let (base, _) = export::read_checkpoint(&demo("base")).unwrap();
+    let (learned, _) = prior::train(&model, &base, &words, &PriorOptions::tiny(), 1, true).unwrap();
+    learned.write(folder.path()).unwrap();
+    let persrm = load(folder.path());
+    let (read, told) = (persrm.prior().unwrap(), learned.prior().unwrap());
+    assert_eq!(read.rank(), told.rank());
+    let y: Vec<f64> = (0..told.rank()).map(|i| (i as f64).cos()).collect();
+    for (read, told) in read.step(&y).iter().zip(told.step(&y)) {
+        // The file holds bf16.
+        assert!((read - told).abs() < 0.01 * told.abs() + 0.02, "{read} {told}");
+    }
+}
+
+/// The width of the embedded models.
+const D: usize = 128;
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();

@@ -6,10 +6,12 @@ mod own;
 use std::{io::Write as _, path::PathBuf};
 
 use anyhow::{Context as _, Result};
+use attune_engine::{PersRmSettings, WeightPrior};
 use attune_train::{
     demo::{self, DemoOptions},
     export,
     latent::{self, LatentOptions},
+    prior::{self, PriorOptions},
     rivals::{self, RivalOptions},
     world::{Trait, Traits, pairs},
 };
@@ -45,6 +47,35 @@ enum What {
     /// Train the latent adapter of a PersRM of the demo world (CLaP): once, for all people to come.
     #[command(after_help = "Example:\n  attune train latent --persrm models/demo/persrm --seed 1")]
     Latent(LatentArgs),
+    /// Learn the prior of fitted weights of a PersRM of the demo world: once, for all people to come.
+    #[command(
+        after_help = "Example:\n  attune train prior --persrm models/demo/persrm --base models/demo/base"
+    )]
+    Prior(PriorArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct PriorArgs {
+    /// The PersRM's folder; the prior is written into it.
+    #[arg(long, value_name = "DIR", default_value = "models/demo/persrm")]
+    persrm: PathBuf,
+    /// The base model that answers are measured against.
+    #[arg(long, value_name = "DIR", default_value = "models/demo/base")]
+    base: PathBuf,
+    /// All chance comes from it: one seed gives the same file on one machine.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// Steps, in place of the recipe's.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: Option<u32>,
+    /// Seconds instead of a minute, for a prior of the right form that has learned nothing.
+    #[arg(long)]
+    tiny: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// No progress bars.
+    #[arg(long)]
+    quiet: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -137,6 +168,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         What::Demo(args) => demo(&args),
         What::Eval(args) => eval(&args),
         What::Latent(args) => latents(&args),
+        What::Prior(args) => weight_prior(&args),
         What::Data(args) => data(&args),
         What::Lm(args) => own::lm(&args),
         What::Persrm(args) => own::persrm(&args),
@@ -157,6 +189,30 @@ fn latents(args: &LatentArgs) -> Result<()> {
         "wrote {}: latents of {} numbers, which order {:.1} % of their people's other comparisons rightly",
         args.persrm.join(latent::FILE).display(),
         options.size,
+        100.0 * outcome.accuracy,
+    )?;
+    Ok(())
+}
+
+fn weight_prior(args: &PriorArgs) -> Result<()> {
+    let mut options = if args.tiny { PriorOptions::tiny() } else { PriorOptions::default() };
+    if let Some(steps) = args.steps {
+        options.steps = steps as usize;
+    }
+    if let Some(beta) = PersRmSettings::load(&args.persrm)?.beta {
+        options.beta = beta;
+    }
+    let device = args.device.open()?;
+    let (persrm, tokenizer) = export::read_checkpoint(&args.persrm)?;
+    let (base, _) = export::read_checkpoint(&args.base)?;
+    let (persrm, base) = (persrm.on(&device)?, base.on(&device)?);
+    let (prior, outcome) = prior::train(&persrm, &base, &tokenizer, &options, args.seed, args.quiet)?;
+    prior.write(&args.persrm)?;
+    writeln!(
+        std::io::stdout(),
+        "wrote {}: {} directions, along which fits order {:.1} % of their people's other comparisons rightly",
+        args.persrm.join(WeightPrior::FILE).display(),
+        options.rank,
         100.0 * outcome.accuracy,
     )?;
     Ok(())

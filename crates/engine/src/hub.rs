@@ -20,13 +20,16 @@ use crate::{
 };
 
 /// What a checkpoint folder may hold beside its weights.
-const FILES: [&str; 7] = [
+const FILES: [&str; 10] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
     "generation_config.json",
     "value_head.safetensors",
+    "weight_head.safetensors",
+    "latent_adapter.safetensors",
+    "weight_prior.safetensors",
     "attune.json",
 ];
 const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];

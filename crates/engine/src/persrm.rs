@@ -12,7 +12,7 @@ use attune_kernels::{EmbeddingTable, Threads, cuda::Gpu};
 use crate::{
     Assets, Checkpoint, Decoder, DecoderConfig, DefaultReference, Feature, ForwardError, LatentAdapter,
     LoadError, LoadOptions, ModelPath, Output, PersRmSettings, PersonWeights, PreferenceTemplate, Question,
-    SequenceRows, WeightsForm,
+    SequenceRows, WeightPrior, WeightsForm,
     features::{self, Heads},
     kv::{BLOCK_SIZE, KvCache, blocks_for},
     ops::{Hardware, Linear, Rows, Table},
@@ -55,6 +55,8 @@ pub struct PersRm {
     weight_head: Option<Linear>,
     /// The latent form of a person.
     latent: Option<LatentAdapter>,
+    /// What is known of people's weights beforehand.
+    prior: Option<WeightPrior>,
     weights_form: WeightsForm,
     hardware: Hardware,
 }
@@ -133,6 +135,12 @@ impl PersRm {
                 Some(LatentAdapter::load(&tensors, &shape, d)?)
             }
         };
+        let prior = match settings.prior {
+            None => None,
+            Some(shape) => {
+                Some(WeightPrior::load(&Checkpoint::open_file(folder, WeightPrior::FILE)?, shape, d)?)
+            }
+        };
         let fallback =
             if reference.is_some() { DefaultReference::Model } else { DefaultReference::Generator };
         let default_reference = settings.reference.unwrap_or(fallback);
@@ -150,6 +158,7 @@ impl PersRm {
             value_head,
             weight_head,
             latent,
+            prior,
             weights_form: settings.weights,
             hardware,
             assets,
@@ -174,6 +183,11 @@ impl PersRm {
     /// The latent form of a person, where the folder has one.
     pub fn latent(&self) -> Option<&LatentAdapter> {
         self.latent.as_ref()
+    }
+
+    /// What is known of people's weights before they are fitted, where the folder has it.
+    pub fn prior(&self) -> Option<&WeightPrior> {
+        self.prior.as_ref()
     }
 
     /// Where it computes: "cpu" or "cuda:N".

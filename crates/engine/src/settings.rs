@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LatentShape, LoadError};
+use crate::{LatentShape, LoadError, PriorShape};
 
 /// The contents of `attune.json`. Every key may be absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct PersRmSettings {
     /// The sizes of the latent adapter, where one lies in the folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latent: Option<LatentShape>,
+    /// The size of the prior of fitted weights, where one lies in the folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prior: Option<PriorShape>,
 }
 
 /// Where `w_p` comes from when a guidance gives a preference text and no vector.

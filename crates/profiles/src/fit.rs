@@ -18,4 +18,4 @@ pub use feedback::{Answer, Item, Said};
 pub use job::{FitError, Fitted, Job, Measured, Progress};
 pub use person::Method;
 pub use refusal::Refusal;
-pub use run::{fit, margins};
+pub use run::{WEIGHTS_SPREAD, fit, margins};

@@ -42,7 +42,16 @@ pub fn render(report: &DemoReport) -> String {
         (`head-as-is` in `attune.json`).\n\
         - **Latent adapter** (`latent_adapter.safetensors`): the PersRM frozen, latents of {latent_size} numbers, an adapter of rank \
         {latent_rank} behind the last layer and an encoder of {latent_inner} inner numbers; {people} synthetic people of {latent_pairs} \
-        comparisons each. A latent orders {latent_accuracy:.1} % of its person's other comparisons rightly.\n\n",
+        comparisons each. A latent orders {latent_accuracy:.1} % of its person's other comparisons rightly.\n\
+        - **Prior of fitted weights** (`weight_prior.safetensors`): the PersRM frozen, {prior_rank} directions in which people's \
+        weights differ; {prior_people} synthetic people of {prior_pairs} comparisons each. Weights fitted to {prior_least} to \
+        {prior_most} of them order {prior_accuracy:.1} % of their person's others rightly.\n\n",
+        prior_rank = options.prior.rank,
+        prior_people = options.prior.people,
+        prior_pairs = options.prior.pairs,
+        prior_least = options.prior.support.0,
+        prior_most = options.prior.support.1,
+        prior_accuracy = report.prior.accuracy * 100.0,
         latent_size = options.latent.size,
         latent_rank = options.latent.rank,
         latent_inner = options.latent.inner,

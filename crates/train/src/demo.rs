@@ -14,6 +14,7 @@ use crate::latent::{self, LatentOptions, LatentOutcome};
 use crate::lm::{self, LmOptions};
 use crate::measure::{self, HeldOut, Measurement, Models, measure, show};
 use crate::model::{Llama, ModelConfig, Variant};
+use crate::prior::{self, PriorOptions, PriorOutcome};
 use crate::tokenizer::END;
 use crate::trainer::{self, Recipe, Run, Summary};
 use crate::world::pairs;
@@ -38,6 +39,8 @@ pub struct DemoOptions {
     pub head: HeadOptions,
     /// The latent form of a person, on the PersRM that both stages made.
     pub latent: LatentOptions,
+    /// The prior of fitted weights, on the same.
+    pub prior: PriorOptions,
     /// Questions of the measurement.
     pub prompts: usize,
     /// Strengths of the measurement.
@@ -90,6 +93,7 @@ impl DemoOptions {
             dpo: DpoOptions { pairs: 28_800, batch: 16, rate: 7e-4, warm_up: 0.1, beta: 0.3, anchor: 8.0 },
             head: HeadOptions { pairs: 2_400, batch: 16, rate: 1e-2, warm_up: 0.1, beta: 0.3 },
             latent: LatentOptions::default(),
+            prior: PriorOptions::default(),
             prompts: 100,
             strengths: vec![1.0, 2.0, 3.0],
             max_tokens: 160,
@@ -113,6 +117,7 @@ impl DemoOptions {
         options.head.pairs = 16;
         options.head.batch = 8;
         options.latent = LatentOptions::tiny();
+        options.prior = PriorOptions::tiny();
         options.prompts = 4;
         options.strengths = vec![1.0];
         options.max_tokens = 8;
@@ -138,6 +143,8 @@ pub struct DemoReport {
     pub head: Summary,
     /// How the latents' training ended.
     pub latent: LatentOutcome,
+    /// How the prior's learning ended.
+    pub prior: PriorOutcome,
     /// One question and its greedy answers: unguided, then guided by one preference after another.
     pub shown: measure::Shown,
     /// The figures of the model card.
@@ -173,6 +180,8 @@ pub fn make(options: &DemoOptions) -> Result<DemoReport> {
     head.write(&folder)?;
     let (latents, latent_outcome) = latent::train(&persrm, &words, &options.latent, seed, options.quiet)?;
     latents.write(&folder)?;
+    let (prior, prior_outcome) = prior::train(&persrm, &there, &words, &options.prior, seed, options.quiet)?;
+    prior.write(&folder)?;
     let persrm = persrm.on(&Device::Cpu)?;
 
     let held_out = HeldOut::draw(options.prompts, WORDINGS, seed);
@@ -190,6 +199,7 @@ pub fn make(options: &DemoOptions) -> Result<DemoReport> {
         dpo: outcome,
         head: head_outcome,
         latent: latent_outcome,
+        prior: prior_outcome,
         measurement,
     };
     let path = options.out.join("README.md");

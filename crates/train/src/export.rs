@@ -173,6 +173,7 @@ pub fn write_persrm(
         reference_model: Some("reference".to_owned()),
         beta: Some(beta),
         latent: None,
+        prior: None,
     };
     write_json(&folder.join(PersRmSettings::FILE), &serde_json::to_value(settings)?)?;
     write_weights(&folder.join("reference"), reference)

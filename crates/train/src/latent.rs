@@ -18,21 +18,18 @@ use attune_engine::{LatentShape, PersRmSettings};
 use candle_core::{DType, Device, Tensor, Var};
 use tokenizers::Tokenizer;
 
-use crate::batch::{Batch, Encoded};
+use crate::comparisons::{Person, Read, Rows, read, rows};
 use crate::export::write_json;
 use crate::model::Llama;
 use crate::ops;
 use crate::optimizer::{AdamW, Schedule};
 use crate::progress::Progress;
-use crate::tokenizer::{END, encode, encode_prompt};
 use crate::world::dice::Dice;
 use crate::world::preference;
 use crate::world::{Pair, pairs};
 
 /// The file beside a PersRM's weights.
 pub const FILE: &str = "latent_adapter.safetensors";
-/// Answers of one forward pass of the frozen backbone.
-const READ: usize = 32;
 
 /// How to train encoder and adapter.
 #[derive(Debug, Clone)]
@@ -103,20 +100,6 @@ pub struct LatentOutcome {
 pub struct Latents {
     vars: BTreeMap<String, Var>,
     size: usize,
-}
-
-/// Rows of one side of a step: hidden states, tokens, and whose each row is.
-struct Rows {
-    /// `[n, d]`.
-    hidden: Tensor,
-    /// `[n]`.
-    tokens: Tensor,
-    /// By row: the person, `[n]`.
-    people: Tensor,
-    /// By row: 1 of a chosen answer, -1 of a rejected one, `[n, 1]`.
-    signs: Tensor,
-    /// By row: the answer, the chosen ones first, `[n]`.
-    answers: Tensor,
 }
 
 impl Latents {
@@ -230,18 +213,6 @@ impl Latents {
     }
 }
 
-/// An answer that the backbone has read.
-struct Read {
-    /// Row-major, `[tokens, d]`.
-    hidden: Vec<f32>,
-    tokens: Vec<u32>,
-    /// Log-probability without a latent, in nats.
-    log_prob: f64,
-}
-
-/// A person's comparisons: the chosen and the rejected answer of each.
-type Person = Vec<(Read, Read)>;
-
 /// Trains encoder and adapter for a frozen PersRM.
 ///
 /// # Errors
@@ -336,64 +307,4 @@ fn answers(
     let logits = latents.adapt(rows, z)?.matmul(&embedding.t()?)?;
     let of_tokens = ops::token_log_probs(&logits, &rows.tokens)?;
     Tensor::zeros(2 * pairs, DType::F32, &Device::Cpu)?.index_add(&rows.answers, &of_tokens, 0)
-}
-
-/// The rows of comparisons, each with the place of its person.
-fn rows(pairs: &[(usize, &(Read, Read))]) -> candle_core::Result<Rows> {
-    let (mut hidden, mut tokens, mut people) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut signs, mut answers) = (Vec::new(), Vec::new());
-    for (side, sign) in [(0, 1.0f32), (1, -1.0)] {
-        for (index, (person, pair)) in pairs.iter().enumerate() {
-            let read = if side == 0 { &pair.0 } else { &pair.1 };
-            let n = read.tokens.len();
-            hidden.extend_from_slice(&read.hidden);
-            tokens.extend_from_slice(&read.tokens);
-            people.extend(std::iter::repeat_n(*person as u32, n));
-            signs.extend(std::iter::repeat_n(sign, n));
-            answers.extend(std::iter::repeat_n((side * pairs.len() + index) as u32, n));
-        }
-    }
-    let n = tokens.len();
-    let d = hidden.len() / n.max(1);
-    let cpu = &Device::Cpu;
-    Ok(Rows {
-        hidden: Tensor::from_vec(hidden, (n, d), cpu)?,
-        tokens: Tensor::from_vec(tokens, n, cpu)?,
-        people: Tensor::from_vec(people, n, cpu)?,
-        signs: Tensor::from_vec(signs, (n, 1), cpu)?,
-        answers: Tensor::from_vec(answers, n, cpu)?,
-    })
-}
-
-/// Reads a person's comparisons with the frozen backbone, without a preference in the prompt.
-fn read(persrm: &Llama, tokenizer: &Tokenizer, said: &[Pair]) -> Result<Person> {
-    let mut texts = Vec::with_capacity(2 * said.len());
-    for pair in said {
-        let prompt = encode_prompt(tokenizer, &pair.prompt, None)?;
-        for answer in [&pair.chosen, &pair.rejected] {
-            texts.push(Encoded::new(&prompt, &encode(tokenizer, answer)?, END));
-        }
-    }
-    let embedding = persrm.output(true)?;
-    let mut reads = Vec::with_capacity(texts.len());
-    for chunk in texts.chunks(READ) {
-        let batch = Batch::new(&chunk.iter().collect::<Vec<_>>())?;
-        let hidden = persrm.hidden(&batch.tokens, true)?.index_select(&batch.at, 0)?;
-        let log_probs =
-            ops::token_log_probs(&hidden.matmul(&embedding.t()?)?, &batch.targets)?.to_vec1::<f32>()?;
-        let hidden = hidden.to_vec2::<f32>()?;
-        let mut of_chunk: Vec<Read> = chunk
-            .iter()
-            .map(|text| Read { hidden: Vec::new(), tokens: text.ids[text.answer..].to_vec(), log_prob: 0.0 })
-            .collect();
-        for ((owner, row), log_prob) in batch.owners.to_vec1::<u32>()?.into_iter().zip(hidden).zip(log_probs)
-        {
-            let read = &mut of_chunk[owner as usize];
-            read.hidden.extend(row);
-            read.log_prob += f64::from(log_prob);
-        }
-        reads.extend(of_chunk);
-    }
-    let mut reads = reads.into_iter();
-    Ok(std::iter::from_fn(|| Some((reads.next()?, reads.next()?))).collect())
 }

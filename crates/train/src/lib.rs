@@ -11,6 +11,7 @@
 
 pub mod batch;
 pub mod card;
+mod comparisons;
 pub mod curve;
 pub mod data;
 pub mod decode;
@@ -27,6 +28,7 @@ pub mod open;
 pub mod ops;
 pub mod optimizer;
 pub mod own;
+pub mod prior;
 pub mod progress;
 pub mod rivals;
 pub mod saved;

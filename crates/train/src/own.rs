@@ -170,6 +170,7 @@ pub fn stage_one(options: &OwnOptions, stage: &StageOne, stop: &AtomicBool) -> R
             reference_model,
             beta: Some(beta),
             latent: None,
+            prior: None,
         };
         write_settings(&options.out, &settings)?;
         place.finish()?;

@@ -56,6 +56,7 @@ fn one_seed_gives_the_same_files() {
         "persrm/tokenizer.json",
         "persrm/tokenizer_config.json",
         "persrm/weight_head.safetensors",
+        "persrm/weight_prior.safetensors",
         "prompts.json",
     ];
     assert_eq!(names, wanted);

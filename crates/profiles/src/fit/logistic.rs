@@ -98,6 +98,11 @@ impl<'a> Problem<'a> {
         Self { observations, beta, feature_variance, threshold_variance, threshold, kernel }
     }
 
+    /// `s^2`, the variance of the prior in every direction.
+    pub fn feature_variance(&self) -> f64 {
+        self.feature_variance
+    }
+
     /// The minimum over these observations.
     pub fn minimise(&self, rows: &[usize]) -> Solution {
         let kernel = Symmetric::from_fn(rows.len(), |i, j| self.kernel.row(rows[i])[rows[j]]);

@@ -2,7 +2,7 @@
 
 use std::{ops::ControlFlow, time::Instant};
 
-use attune_engine::{PersRm, Side};
+use attune_engine::{PersRm, Side, WeightPrior};
 use attune_kernels::Threads;
 
 use crate::{Reference, Vector};
@@ -23,7 +23,7 @@ const FOLDS: usize = 10;
 const KEPT_BYTES: usize = 64 << 20;
 /// How far the prior lets margins move, in the units of the loss: chosen on the demo world's people for what the
 /// answers gain and stay well formed (`attune eval people`; docs/people.md has the figures).
-const WEIGHTS_SPREAD: f64 = 4.0;
+pub const WEIGHTS_SPREAD: f64 = 4.0;
 /// As [`WEIGHTS_SPREAD`], of a latent. Its length is fixed afterwards, so that it matters for the direction alone.
 const LATENT_SPREAD: f64 = 4.0;
 
@@ -51,7 +51,7 @@ pub fn fit(
         steps.advance(item.answers().count())?;
     }
     let observations: Vec<Observation> =
-        job.items.iter().zip(&readings).map(|(item, read)| observation(item, read, job)).collect();
+        job.items.iter().zip(&readings).map(|(item, read)| observation(item, read, persrm, job)).collect();
     if observations.iter().any(|o| !o.margin.is_finite() || o.gradient.iter().any(|g| !g.is_finite())) {
         return Err(FitError::NotFinite);
     }
@@ -264,7 +264,7 @@ fn margin(mut ratios: impl Iterator<Item = f64>) -> f64 {
     ratios.next().unwrap_or(0.0) - ratios.next().unwrap_or(0.0)
 }
 
-fn observation(item: &Item, readings: &[Reading], job: &Job) -> Observation {
+fn observation(item: &Item, readings: &[Reading], persrm: &PersRm, job: &Job) -> Observation {
     let mut gradient = readings.first().map(|r| r.gradient.clone()).unwrap_or_default();
     if let Some(second) = readings.get(1) {
         gradient.iter_mut().zip(&second.gradient).for_each(|(g, s)| *g -= s);
@@ -282,7 +282,17 @@ fn observation(item: &Item, readings: &[Reading], job: &Job) -> Observation {
         // Latent DPO compares latents, not texts: it starts where all latents are equally likely.
         Method::Latent => 0.0,
     };
+    let gradient = match prior(persrm, job) {
+        Some(prior) => prior.along(&gradient),
+        None => gradient,
+    };
     Observation { margin, gradient, verdict }
+}
+
+/// The directions that weights may take, where the model knows them; otherwise they may take all. They were learned
+/// with the policy's features alone in the margins, which is not how the model's own reference has them.
+fn prior<'a>(persrm: &'a PersRm, job: &Job) -> Option<&'a WeightPrior> {
+    persrm.prior().filter(|_| job.method == Method::Weights && job.reference != Reference::Model)
 }
 
 /// Pieces that are ordered rightly by a fit to the other folds.
@@ -316,6 +326,7 @@ fn chance(right: usize, n: usize) -> bool {
 
 fn person(problem: &Problem<'_>, solution: &Solution, persrm: &PersRm, job: &Job) -> Vector {
     let step = problem.step(solution);
+    let step = prior(persrm, job).map_or_else(|| step.clone(), |prior| prior.step(&step));
     match job.method {
         Method::Weights => {
             let start = job.start.clone().unwrap_or_else(|| vec![1.0; persrm.assets.config.hidden]);
