@@ -1,7 +1,7 @@
 //! The settings of a service's engine, the same in both: which model, how it is stored, and what it may
 //! take of the machine.
 
-use std::{fmt, path::Path, str::FromStr, thread};
+use std::{path::Path, thread};
 
 use attune_engine::{LoadError, ModelPath, SharedPrefix, hub};
 use attune_kernels::{
@@ -9,6 +9,8 @@ use attune_kernels::{
     cuda::{Cache, CudaError, Gpu},
 };
 use serde::{Deserialize, Serialize};
+
+pub use crate::device::Device;
 
 use crate::config::{ConfigError, check_range, choice, invalid};
 
@@ -49,56 +51,6 @@ impl TryFrom<String> for Quantize {
 
     fn try_from(text: String) -> Result<Self, String> {
         choice(&text)
-    }
-}
-
-/// Where a model computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub enum Device {
-    /// On the CPU's cores.
-    Cpu,
-    /// On an NVIDIA card, by its number from 0.
-    Cuda(usize),
-    /// On the first card where there is one that can be used, else on the CPU.
-    Auto,
-}
-
-impl FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match (text, text.strip_prefix("cuda:").map(str::parse)) {
-            ("cpu", _) => Ok(Self::Cpu),
-            ("auto", _) => Ok(Self::Auto),
-            ("cuda", _) => Ok(Self::Cuda(0)),
-            (_, Some(Ok(ordinal))) => Ok(Self::Cuda(ordinal)),
-            _ => Err(format!("{text:?} is none of cpu, cuda:N (a card's number, from 0) or auto")),
-        }
-    }
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-            Self::Auto => f.write_str("auto"),
-        }
-    }
-}
-
-impl From<Device> for String {
-    fn from(device: Device) -> Self {
-        device.to_string()
-    }
-}
-
-impl TryFrom<String> for Device {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
     }
 }
 
@@ -364,23 +316,6 @@ mod tests {
         assert_eq!(error, "\"q8\" is none of auto, f32, bf16 or f16");
         assert_eq!(Quantize::try_from("q8".to_owned()), Ok(Quantize::Q8));
         assert!(Quantize::try_from("q4".to_owned()).unwrap_err().contains("none or q8"));
-    }
-
-    #[test]
-    fn devices_are_named() {
-        for (text, device) in [
-            ("cpu", Device::Cpu),
-            ("auto", Device::Auto),
-            ("cuda:3", Device::Cuda(3)),
-            ("cuda", Device::Cuda(0)),
-        ] {
-            assert_eq!(text.parse(), Ok(device));
-            assert_eq!(String::from(device).parse(), Ok(device));
-        }
-        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x"] {
-            let error = wrong.parse::<Device>().unwrap_err();
-            assert!(error.contains("cpu, cuda:N"), "{error}");
-        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod auth;
 pub mod caller;
 pub mod clocks;
 pub mod config;
+mod device;
 pub mod engine;
 mod imminent;
 mod keys;

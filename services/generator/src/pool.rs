@@ -3,6 +3,10 @@
 //! Frames are gathered and leave as messages to each worker, once an iteration. Pure state over
 //! channels that never wait; time is passed in.
 
+mod session;
+
+pub(crate) use session::{Before, Opening, Session};
+
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
@@ -12,13 +16,12 @@ use std::{
 };
 
 use attune_proto::reward::v1::{
-    Advance, Candidates, Close, DescribeResponse, Guidance, Load, Open, Prompt, RequestFrame,
-    ResolvedGuidance, ScoreRequest, open::By, request_frame::Frame,
+    DescribeResponse, Load, Open, RequestFrame, ScoreRequest, open::By, request_frame::Frame,
 };
 use attune_service::telemetry::trace::{self, TARGET};
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::sync::mpsc;
-use tracing::{Span, field::Empty};
+use tracing::field::Empty;
 
 use crate::{
     breaker::Breaker,
@@ -109,43 +112,6 @@ impl Worker {
     /// Whether it is on its way out: no new sessions, and the running ones better go elsewhere.
     pub(crate) fn retiring(&self) -> bool {
         self.leaving || self.link().is_some_and(|link| link.draining)
-    }
-}
-
-/// What a session is opened with.
-#[derive(Debug)]
-pub(crate) struct Opening<'a> {
-    /// Whose text it is.
-    pub(crate) owner: &'a str,
-    /// The base model's prompt.
-    pub(crate) prompt: &'a Prompt,
-    /// The tokens generated so far.
-    pub(crate) generated: &'a [u32],
-    /// As the client asked.
-    pub(crate) guidance: &'a Guidance,
-    /// As an earlier session resolved it: then this is what counts.
-    pub(crate) resolved: Option<&'a ResolvedGuidance>,
-    /// What became of its session before this one.
-    pub(crate) before: Before,
-    /// The request that it is for.
-    pub(crate) request: &'a Span,
-}
-
-/// What became of the session before the one to open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Before {
-    /// There was none, or it was given back.
-    Nothing,
-    /// Its worker leaves: that is nobody's failure.
-    Moved,
-    /// It was lost on this worker.
-    Lost(WorkerId),
-}
-
-impl Opening<'_> {
-    /// What the worker has to serve.
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted::of(self.guidance, self.resolved)
     }
 }
 
@@ -401,51 +367,5 @@ fn size(frame: &RequestFrame) -> usize {
         Some(Frame::Open(open)) => prost::Message::encoded_len(open),
         Some(Frame::Candidates(candidates)) => 16 + 5 * candidates.token_ids.len(),
         Some(Frame::Advance(_) | Frame::Close(_)) | None => 24,
-    }
-}
-
-/// A session on a worker, closed on drop.
-#[derive(Debug)]
-pub(crate) struct Session {
-    id: u64,
-    span: Span,
-    worker: WorkerId,
-    outbox: Rc<RefCell<Vec<RequestFrame>>>,
-    sessions: Rc<Cell<u32>>,
-    routes: Routes,
-}
-
-impl Session {
-    /// Where it is.
-    pub(crate) fn worker(&self) -> WorkerId {
-        self.worker
-    }
-
-    /// Notes that it ends before its time.
-    pub(crate) fn lost(&self) {
-        self.span.record("otel.status_code", "ERROR");
-    }
-
-    /// Says which token was chosen at `step`.
-    pub(crate) fn advance(&self, step: u32, token: u32) {
-        self.send(Frame::Advance(Advance { session_id: self.id, step, token }));
-    }
-
-    /// Asks for the rewards of a step's candidates.
-    pub(crate) fn candidates(&self, step: u32, token_ids: &[u32]) {
-        let token_ids = token_ids.to_vec();
-        self.send(Frame::Candidates(Candidates { session_id: self.id, step, token_ids }));
-    }
-
-    fn send(&self, frame: Frame) {
-        self.outbox.borrow_mut().push(RequestFrame { frame: Some(frame) });
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.routes.borrow_mut().remove(&self.id);
-        self.sessions.set(self.sessions.get().saturating_sub(1));
-        self.send(Frame::Close(Close { session_id: self.id }));
     }
 }

@@ -1,0 +1,127 @@
+//! The end of a step: rewards and base log-probabilities are fused, and a token is chosen.
+
+use std::time::Instant;
+
+use attune_engine::Assets;
+use attune_guidance::{Candidates, RowError, Sampling, Term, fuse};
+use attune_kernels::{Chosen, FuseRow};
+use attune_proto::generator::v1::{Candidate, FinishReason, Token};
+
+use super::{Next, Pending, Sequence};
+use crate::{
+    fuse::Fuse,
+    metrics::{Instruments, Lap},
+};
+
+impl Sequence {
+    /// Chooses the token of the pending step, tells the sessions and the client.
+    ///
+    /// # Errors
+    /// Numbers that are not finite: this text fails, alone.
+    pub(crate) fn choose(
+        &mut self,
+        assets: &Assets,
+        fuse: &Fuse,
+        instruments: &Instruments,
+        now: Instant,
+    ) -> Result<Next, RowError> {
+        let Some(Pending { candidates, since, .. }) = self.pending.take() else { return Ok(Next::Wait) };
+        let mut lap = Lap::start();
+        let rewards = self
+            .guides
+            .iter_mut()
+            .map(|guide| guide.rewards(&candidates))
+            .collect::<Result<Vec<Vec<f32>>, RowError>>()?;
+        let terms: Vec<Term<'_>> = self
+            .guides
+            .iter()
+            .zip(&rewards)
+            .map(|(g, r)| Term { strength: g.asked.strength, clip: g.asked.clip, rewards: r })
+            .collect();
+        let step = self.step();
+        let sampling = &self.request.sampling;
+        let row = FuseRow {
+            candidates: &candidates,
+            terms: &terms,
+            min_p: sampling.min_p,
+            sampling: Sampling {
+                temperature: sampling.temperature,
+                top_p: sampling.top_p,
+                seed: sampling.seed,
+                index: step,
+            },
+        };
+        let chosen = {
+            let _span = tracing::debug_span!(parent: self.trail.span(), "fuse").entered();
+            fuse.choose(row)?
+        };
+        let token = self.describe(&candidates, &terms, &chosen)?;
+        instruments.fuse.record(lap.time());
+        if !self.guides.is_empty() {
+            let wait = now.saturating_duration_since(since);
+            instruments.reward_wait.record(wait);
+            self.trail.waited(wait.as_secs_f64());
+        }
+        self.trail.token(self.request.prompt_ids.len(), now);
+        self.tokens.push(chosen.id);
+        if let (true, Err(at)) = (sampling.repetition_penalty != 1.0, self.seen.binary_search(&chosen.id)) {
+            self.seen.insert(at, chosen.id);
+        }
+        self.place.take(1);
+        let stopped = self.output.token(token, assets.tokenizer.output_bytes(chosen.id));
+        instruments.emit.record(lap.time());
+        let reason = if sampling.eos.contains(&chosen.id) {
+            FinishReason::Eos
+        } else if stopped {
+            FinishReason::Stop
+        } else if self.step() as usize >= sampling.max_tokens {
+            FinishReason::Length
+        } else {
+            for guide in &self.guides {
+                if let Some(session) = &guide.session {
+                    session.advance(step, chosen.id);
+                }
+            }
+            return Ok(Next::Continue(chosen.id));
+        };
+        Ok(Next::Finish(reason))
+    }
+
+    /// The token as the client sees it.
+    fn describe(
+        &self,
+        candidates: &Candidates,
+        terms: &[Term<'_>],
+        chosen: &Chosen,
+    ) -> Result<Token, RowError> {
+        let output = self.request.output;
+        let rewards = |i: usize| terms.iter().map(|t| t.rewards[i]).collect::<Vec<f32>>();
+        let told = output.token_rewards || output.candidate_tables;
+        let contributed: Vec<Vec<f64>> =
+            if told { terms.iter().map(Term::contributions).collect() } else { Vec::new() };
+        let contributions = |i: usize| contributed.iter().map(|c| c[i] as f32).collect::<Vec<f32>>();
+        let table = if output.candidate_tables {
+            let scores = fuse(candidates, terms, self.request.sampling.min_p)?.scores;
+            let row = |(i, score): (usize, f64)| Candidate {
+                id: candidates.ids[i],
+                base_log_prob: candidates.log_prob(i) as f32,
+                rewards: rewards(i),
+                score: score as f32,
+                contributions: contributions(i),
+            };
+            scores.into_iter().enumerate().map(row).collect()
+        } else {
+            Vec::new()
+        };
+        Ok(Token {
+            id: chosen.id,
+            base_log_prob: chosen.base_log_prob,
+            fused_log_prob: chosen.fused_log_prob,
+            guided: !self.guides.is_empty(),
+            unguided_id: chosen.unguided_id,
+            rewards: if output.token_rewards { rewards(chosen.index) } else { Vec::new() },
+            contributions: if output.token_rewards { contributions(chosen.index) } else { Vec::new() },
+            candidates: table,
+        })
+    }
+}
