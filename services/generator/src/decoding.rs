@@ -14,18 +14,17 @@ use std::{
 use attune_engine::{Assets, Output as Wanted, SequenceRows};
 use attune_guidance::{Candidates, RowError};
 use attune_kernels::SelectRow;
-use attune_proto::reward::v1::response_frame::Frame;
 use attune_service::{status, telemetry::trace};
 use tonic::Status;
 
 use crate::{
     fuse::Fuse,
-    guides::{self, Loss, Patience, Verdict},
+    guides::{self, Patience},
     metrics::Instruments,
     pool::Pool,
     scheduler::{Load, PlannedRows, Scheduler, SequenceId},
     sequence::{Next, Sequence, Submission},
-    worker::{Event, Problem, WorkerId},
+    worker::Problem,
 };
 
 /// How far down the line of those without room is looked for one whose reward model has some.

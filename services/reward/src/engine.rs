@@ -19,7 +19,6 @@ use crate::{
     metrics::{Fill, Instruments},
     model::{Features, Model},
     person::Person,
-    prompts::Job,
     resolve::Resolved,
     scheduler::{Key, Scheduler},
     slots::Slot,
