@@ -46,7 +46,7 @@ enum What {
     Eval(EvalArgs),
     /// Train the latent adapter of a PersRM of the demo world (CLaP): once, for all people to come.
     #[command(after_help = "Example:\n  attune train latent --persrm models/demo/persrm --seed 1")]
-    Latent(LatentArgs),
+    Latent(BesideArgs),
     /// Learn the prior of fitted weights of a PersRM of the demo world: once, for all people to come.
     #[command(
         after_help = "Example:\n  attune train prior --persrm models/demo/persrm --base models/demo/base"
@@ -54,21 +54,19 @@ enum What {
     Prior(PriorArgs),
 }
 
+/// What is trained on a frozen PersRM of the demo world, and written beside its weights.
 #[derive(Debug, clap::Args)]
-struct PriorArgs {
-    /// The PersRM's folder; the prior is written into it.
+struct BesideArgs {
+    /// The PersRM's folder; what is trained is written into it.
     #[arg(long, value_name = "DIR", default_value = "models/demo/persrm")]
     persrm: PathBuf,
-    /// The base model that answers are measured against.
-    #[arg(long, value_name = "DIR", default_value = "models/demo/base")]
-    base: PathBuf,
     /// All chance comes from it: one seed gives the same file on one machine.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     seed: u64,
     /// Steps, in place of the recipe's.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     steps: Option<u32>,
-    /// Seconds instead of a minute, for a prior of the right form that has learned nothing.
+    /// Seconds instead of minutes, for a file of the right form that has learned nothing.
     #[arg(long)]
     tiny: bool,
     #[command(flatten)]
@@ -79,24 +77,12 @@ struct PriorArgs {
 }
 
 #[derive(Debug, clap::Args)]
-struct LatentArgs {
-    /// The PersRM's folder; the adapter is written into it.
-    #[arg(long, value_name = "DIR", default_value = "models/demo/persrm")]
-    persrm: PathBuf,
-    /// All chance comes from it: one seed gives the same file on one machine.
-    #[arg(long, value_name = "SEED", default_value_t = 1)]
-    seed: u64,
-    /// Steps, in place of the recipe's.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    steps: Option<u32>,
-    /// Seconds instead of minutes, for an adapter of the right form that has learned nothing.
-    #[arg(long)]
-    tiny: bool,
+struct PriorArgs {
+    /// The base model that answers are measured against.
+    #[arg(long, value_name = "DIR", default_value = "models/demo/base")]
+    base: PathBuf,
     #[command(flatten)]
-    device: DeviceArgs,
-    /// No progress bars.
-    #[arg(long)]
-    quiet: bool,
+    beside: BesideArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -175,7 +161,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     }
 }
 
-fn latents(args: &LatentArgs) -> Result<()> {
+fn latents(args: &BesideArgs) -> Result<()> {
     let mut options = if args.tiny { LatentOptions::tiny() } else { LatentOptions::default() };
     if let Some(steps) = args.steps {
         options.steps = steps as usize;
@@ -194,7 +180,7 @@ fn latents(args: &LatentArgs) -> Result<()> {
     Ok(())
 }
 
-fn weight_prior(args: &PriorArgs) -> Result<()> {
+fn weight_prior(PriorArgs { base, beside: args }: &PriorArgs) -> Result<()> {
     let mut options = if args.tiny { PriorOptions::tiny() } else { PriorOptions::default() };
     if let Some(steps) = args.steps {
         options.steps = steps as usize;
@@ -204,7 +190,7 @@ fn weight_prior(args: &PriorArgs) -> Result<()> {
     }
     let device = args.device.open()?;
     let (persrm, tokenizer) = export::read_checkpoint(&args.persrm)?;
-    let (base, _) = export::read_checkpoint(&args.base)?;
+    let (base, _) = export::read_checkpoint(base)?;
     let (persrm, base) = (persrm.on(&device)?, base.on(&device)?);
     let (prior, outcome) = prior::train(&persrm, &base, &tokenizer, &options, args.seed, args.quiet)?;
     prior.write(&args.persrm)?;

@@ -180,7 +180,8 @@ pub fn make(options: &DemoOptions) -> Result<DemoReport> {
     head.write(&folder)?;
     let (latents, latent_outcome) = latent::train(&persrm, &words, &options.latent, seed, options.quiet)?;
     latents.write(&folder)?;
-    let (prior, prior_outcome) = prior::train(&persrm, &there, &words, &options.prior, seed, options.quiet)?;
+    let of_prior = PriorOptions { beta: options.dpo.beta, ..options.prior.clone() };
+    let (prior, prior_outcome) = prior::train(&persrm, &there, &words, &of_prior, seed, options.quiet)?;
     prior.write(&folder)?;
     let persrm = persrm.on(&Device::Cpu)?;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use attune_engine::{DefaultReference, PersRmSettings, WeightsForm};
-use candle_core::DType;
+use candle_core::{DType, Tensor, Var};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -71,6 +71,22 @@ fn write_tensors(path: &Path, model: &Llama, dtype: DType) -> Result<()> {
     for (name, tensor) in model.tensors() {
         tensors.insert(name, tensor.to_dtype(dtype)?);
     }
+    write_safetensors(path, tensors)
+}
+
+/// Writes trained variables as a file of bf16 tensors.
+///
+/// # Errors
+/// A file that cannot be written, named.
+pub fn write_vars(path: &Path, vars: &BTreeMap<String, Var>) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    for (name, var) in vars {
+        tensors.insert(name.clone(), var.as_detached_tensor().to_dtype(DType::BF16)?);
+    }
+    write_safetensors(path, tensors)
+}
+
+fn write_safetensors(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<()> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     fs::write(path, safetensors::serialize(tensors, Some(metadata))?)
         .with_context(|| format!("cannot write {}", path.display()))

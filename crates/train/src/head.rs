@@ -5,14 +5,14 @@
 //! section 3.3): the log-softmax over the vocabulary of `E (w_p * h)`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::batch::Encoded;
 use crate::dpo::{PairBatch, margins_loss, told};
+use crate::export::write_vars;
 use crate::model::Llama;
 use crate::tokenizer::PAD;
 use crate::trainer::{Loss, Task};
@@ -53,14 +53,7 @@ impl WeightHead {
     /// # Errors
     /// A file that cannot be written, named.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let mut tensors = BTreeMap::new();
-        for (name, var) in &self.vars {
-            tensors.insert(name.clone(), var.as_detached_tensor().to_dtype(DType::BF16)?);
-        }
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let path = folder.join("weight_head.safetensors");
-        fs::write(&path, safetensors::serialize(tensors, Some(metadata))?)
-            .with_context(|| format!("cannot write {}", path.display()))
+        write_vars(&folder.join("weight_head.safetensors"), &self.vars)
     }
 }
 

@@ -9,17 +9,16 @@
 //!
 //! The backbone is frozen, so its hidden states are computed once.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use attune_engine::{LatentShape, PersRmSettings};
 use candle_core::{DType, Device, Tensor, Var};
 use tokenizers::Tokenizer;
 
 use crate::comparisons::{Person, Read, Rows, read, rows};
-use crate::export::write_json;
+use crate::export::{write_json, write_vars};
 use crate::model::Llama;
 use crate::ops;
 use crate::optimizer::{AdamW, Schedule};
@@ -198,14 +197,7 @@ impl Latents {
     /// # Errors
     /// A file that cannot be written or read, named.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let mut tensors = BTreeMap::new();
-        for (name, var) in &self.vars {
-            tensors.insert(name.clone(), var.as_detached_tensor().to_dtype(DType::BF16)?);
-        }
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let path = folder.join(FILE);
-        fs::write(&path, safetensors::serialize(tensors, Some(metadata))?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_vars(&folder.join(FILE), &self.vars)?;
         let mut settings = PersRmSettings::load(folder)?;
         let (rank, inner) = (self.var("adapter.down").dim(0)?, self.var("encoder.hidden").dim(0)?);
         settings.latent = Some(LatentShape { size: self.size, rank, inner });

@@ -1,6 +1,6 @@
 //! Low-rank adapters (LoRA, arXiv 2106.09685) on the linear layers, in PEFT's folder layout.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::export::write_json;
+use crate::export::{write_json, write_vars};
 use crate::model::{Llama, ModelConfig};
 use crate::world::dice::Dice;
 
@@ -128,14 +128,7 @@ impl Adapter {
             "task_type": "CAUSAL_LM",
         });
         write_json(&folder.join("adapter_config.json"), &config)?;
-        let mut tensors = BTreeMap::new();
-        for (name, var) in &self.vars {
-            tensors.insert(name.clone(), var.as_detached_tensor().to_dtype(DType::BF16)?);
-        }
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let path = folder.join("adapter_model.safetensors");
-        fs::write(&path, safetensors::serialize(tensors, Some(metadata))?)
-            .with_context(|| format!("cannot write {}", path.display()))
+        write_vars(&folder.join("adapter_model.safetensors"), &self.vars)
     }
 }
 

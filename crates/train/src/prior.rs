@@ -12,11 +12,10 @@
 //! gradient by `L` is `q y^T + beta sum_i g_i ((1 - p_i) u - beta p_i (1 - p_i) (u . L^T g_i) y)^T`. The width `s` is
 //! held.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use attune_engine::{PersRmSettings, PriorShape, WeightPrior};
 use attune_profiles::fit::WEIGHTS_SPREAD;
 use attune_profiles::fit::cholesky::{Symmetric, dot};
@@ -26,7 +25,7 @@ use candle_nn::ops::log_softmax;
 use tokenizers::Tokenizer;
 
 use crate::comparisons::{Read, Rows, read, rows};
-use crate::export::write_json;
+use crate::export::{write_json, write_vars};
 use crate::model::Llama;
 use crate::optimizer::{AdamW, Schedule};
 use crate::progress::Progress;
@@ -123,11 +122,7 @@ impl Directions {
     /// # Errors
     /// A file that cannot be written or read, named.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let tensors = [(WeightPrior::TENSOR.to_owned(), self.var().to_dtype(DType::BF16)?)];
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let path = folder.join(WeightPrior::FILE);
-        fs::write(&path, safetensors::serialize(tensors, Some(metadata))?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_vars(&folder.join(WeightPrior::FILE), &self.vars)?;
         let mut settings = PersRmSettings::load(folder)?;
         settings.prior = Some(PriorShape { rank: self.var().dim(0)? });
         write_json(&folder.join(PersRmSettings::FILE), &serde_json::to_value(settings)?)

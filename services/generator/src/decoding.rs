@@ -316,7 +316,8 @@ impl Decoding {
                 self.untold.push(id);
             }
             Ok(Next::Finish(reason)) => {
-                if let Some(sequence) = self.remove(id) {
+                if let Some(mut sequence) = self.remove(id) {
+                    sequence.tell(&self.instruments);
                     sequence.finish(reason, now);
                 }
             }
@@ -341,7 +342,7 @@ impl Decoding {
     fn tell(&mut self) {
         for id in self.untold.drain(..) {
             if let Some(sequence) = self.sequences.get_mut(&id) {
-                sequence.tell();
+                sequence.tell(&self.instruments);
             }
         }
     }

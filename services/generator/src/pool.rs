@@ -5,8 +5,6 @@
 
 mod session;
 
-pub(crate) use session::{Before, Opening, Session};
-
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
@@ -31,6 +29,8 @@ use crate::{
     scheduler::SequenceId,
     worker::{Problem, WorkerId},
 };
+
+pub(crate) use session::{Before, Opening, Session};
 
 /// About how many bytes of frames go into one message: below gRPC's usual limit of 4 MiB.
 const MESSAGE_BYTES: usize = 1 << 20;

@@ -18,6 +18,7 @@ use tonic::Status;
 
 use crate::{
     api::Place,
+    metrics::{Instruments, Lap},
     output::Output,
     pool::{Before, Session},
     trail::Trail,
@@ -299,8 +300,10 @@ impl Sequence {
     }
 
     /// Sends the client the token that was chosen last.
-    pub(crate) fn tell(&mut self) {
+    pub(crate) fn tell(&mut self, instruments: &Instruments) {
+        let mut lap = Lap::start();
         self.output.tell();
+        instruments.emit.record(lap.time());
     }
 
     /// Ends the text with an error.

@@ -50,8 +50,6 @@ pub struct Peers {
     pub python: PathBuf,
     /// `tests/peers`, where `bench.py` and `llama.py` lie.
     pub folder: PathBuf,
-    /// Whether the interpreter has llama-cpp-python. Without it, its rows are left out.
-    pub llama: bool,
 }
 
 /// The benchmarks' shapes.

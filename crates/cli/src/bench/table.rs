@@ -3,7 +3,6 @@
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -62,8 +61,6 @@ pub(crate) async fn run(args: TableArgs) -> Result<()> {
     };
     if settings.peers.is_none() {
         say("no Python interpreter: the rows against Python are left out (tests/peers/README.md)");
-    } else if settings.peers.as_ref().is_some_and(|peers| !peers.llama) {
-        say("no llama-cpp-python: the rows against llama.cpp are left out (tests/peers/README.md)");
     }
     let rows = table::run(&settings, say).await;
     spinner.finish_and_clear();
@@ -92,7 +89,5 @@ fn peers(python: Option<PathBuf>, folder: &Path) -> Result<Option<Peers>> {
     if !script.exists() {
         bail!("{} is not there; name its folder with --peers", script.display());
     }
-    let has_llama = Command::new(&python).args(["-c", "import llama_cpp, gguf"]).output();
-    let llama = has_llama.is_ok_and(|tried| tried.status.success());
-    Ok(Some(Peers { python, folder: folder.to_path_buf(), llama }))
+    Ok(Some(Peers { python, folder: folder.to_path_buf() }))
 }

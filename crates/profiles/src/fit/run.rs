@@ -326,7 +326,10 @@ fn chance(right: usize, n: usize) -> bool {
 
 fn person(problem: &Problem<'_>, solution: &Solution, persrm: &PersRm, job: &Job) -> Vector {
     let step = problem.step(solution);
-    let step = prior(persrm, job).map_or_else(|| step.clone(), |prior| prior.step(&step));
+    let step = match prior(persrm, job) {
+        Some(prior) => prior.step(&step),
+        None => step,
+    };
     match job.method {
         Method::Weights => {
             let start = job.start.clone().unwrap_or_else(|| vec![1.0; persrm.assets.config.hidden]);

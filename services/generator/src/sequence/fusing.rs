@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Sequence {
-    /// Chooses the token of the pending step, tells the sessions and the client.
+    /// Chooses the token of the pending step, and tells the sessions. The client hears of it by [`Sequence::tell`].
     ///
     /// # Errors
     /// Numbers that are not finite: this text fails, alone.
@@ -69,7 +69,6 @@ impl Sequence {
         }
         self.place.take(1);
         let stopped = self.output.token(token, assets.tokenizer.output_bytes(chosen.id));
-        instruments.emit.record(lap.time());
         let reason = if sampling.eos.contains(&chosen.id) {
             FinishReason::Eos
         } else if stopped {
