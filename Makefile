@@ -22,6 +22,7 @@ run: ## start both services on the embedded pair and keep them up
 	scripts/run.sh target/release $(PORT)
 
 test: lint ## everything that can be checked here; what is left out is listed
+	scripts/cuda-check.sh
 	$(CARGO) build --workspace --bins
 	scripts/left-out.sh
 	scripts/chart.sh

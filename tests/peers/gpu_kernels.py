@@ -1,7 +1,8 @@
 """The work of `attune gpu bench`'s kernels in PyTorch, on the same card and with the same clock.
 
-select: torch.topk and torch.logsumexp; score: the candidates' rows by index and einsum, log_softmax;
-fuse_sample: softmax and multinomial. CUDA events, the card's cache written over before every run, medians.
+select and select_f32: torch.topk and torch.logsumexp, in bfloat16 and in single precision; score: the
+candidates' rows by index and einsum, log_softmax; fuse_sample: softmax and multinomial. CUDA events, the
+card's cache written over before every run, medians.
 With --beside FILE it shows each beside Attune's own time from that file, and adds its times to it.
 --dry-run shows what would be run, without torch.
 """
@@ -21,6 +22,7 @@ def works():
     for rows in SIZES:
         for vocab in VOCABULARIES:
             yield "select", rows, vocab
+            yield "select_f32", rows, vocab
         yield "score", rows, WIDTH
         yield "fuse_sample", rows, K
 
@@ -43,8 +45,9 @@ def timed(torch, work, flush):
 
 def prepared(torch, kernel, rows, columns):
     """The work of one kernel, its inputs on the card."""
-    if kernel == "select":
-        logits = torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16)
+    if kernel in ("select", "select_f32"):
+        element = torch.bfloat16 if kernel == "select" else torch.float32
+        logits = torch.randn(rows, columns, device="cuda", dtype=element)
         return lambda: (torch.topk(logits, K), torch.logsumexp(logits, -1))
     if kernel == "score":
         head = torch.randn(32_000, columns, device="cuda", dtype=torch.bfloat16)

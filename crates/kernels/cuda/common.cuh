@@ -69,33 +69,100 @@ __device__ inline void narrow(float x, Bf16& out) {
 
 __device__ inline bool is_wide(const void* p) { return ((u64)p & 15) == 0; }
 
-// Eight neighbours that begin at a multiple of 16 bytes.
-__device__ inline void load_wide(const float* p, float (&out)[8]) {
-    uint4 a = *(const uint4*)p, b = *(const uint4*)(p + 4);
-    u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+// Eight neighbours as they are stored. What is asked for is on its way until it is widened: kernels ask for
+// several before they widen the first.
+template <class T> struct Eight {
+    u32 words[2 * sizeof(T)];
+};
+
+// They begin at a multiple of 16 bytes.
+template <class T> __device__ inline void load_wide(const T* p, Eight<T>& out) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) out[i] = __uint_as_float(words[i]);
+    for (u32 i = 0; i < sizeof(T) / 2; i++) {
+        uint4 a = ((const uint4*)p)[i];
+        out.words[4 * i] = a.x;
+        out.words[4 * i + 1] = a.y;
+        out.words[4 * i + 2] = a.z;
+        out.words[4 * i + 3] = a.w;
+    }
 }
-template <class T> __device__ inline void load_wide(const T* p, float (&out)[8]) {
-    uint4 a = *(const uint4*)p;
-    u32 words[4] = {a.x, a.y, a.z, a.w};
+
+__device__ inline u32 bits_of(float x) { return __float_as_uint(x); }
+__device__ inline u32 bits_of(F16 x) { return x.bits; }
+__device__ inline u32 bits_of(Bf16 x) { return x.bits; }
+
+// The first `n` of them, wherever they begin; `fill` behind them.
+template <class T> __device__ inline void load_some(const T* p, u32 n, float fill, Eight<T>& out) {
+    T filler;
+    narrow(fill, filler);
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        u32 bits = bits_of(i < n ? p[i] : filler);
+        u32& word = out.words[i * sizeof(T) / 4];
+        word = sizeof(T) == 4 || i % 2 == 0 ? bits : word | bits << 16;
+    }
+}
+
+__device__ inline void widen(const Eight<float>& x, float (&out)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = __uint_as_float(x.words[i]);
+}
+template <class T> __device__ inline void widen(const Eight<T>& x, float (&out)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         T half;
-        half.bits = (unsigned short)(words[i / 2] >> (16 * (i % 2)));
+        half.bits = (unsigned short)(x.words[i / 2] >> (16 * (i % 2)));
         out[i] = widen(half);
     }
 }
 
-// The first `n` of eight neighbours, `fill` behind them; `wide`: they begin at a multiple of 16 bytes.
-template <class T>
-__device__ inline void load8(const T* p, u32 n, bool wide, float fill, float (&out)[8]) {
-    if (wide && n >= 8) {
-        load_wide(p, out);
+// Eight neighbours from `at` on of a row of `n`; behind the row's end what does not matter. `wide`: the row
+// begins at a multiple of 16 bytes and has whole eights.
+template <class T> __device__ inline void load_row(const T* row, u32 at, u32 n, bool wide, Eight<T>& out) {
+    if (wide) {
+        load_wide(row + (at < n ? at : 0), out);
+    } else {
+        load_some(row + at, at < n ? n - at : 0, 0.0f, out);
+    }
+}
+
+template <class T> __device__ inline bool is_wide_row(const T* row, u32 n) { return n % 8 == 0 && is_wide(row); }
+
+// Rounds eight numbers into a row of `n` from `at` on, of which those behind the row's end are left out.
+template <class T> __device__ inline void store_row(T* row, u32 at, u32 n, bool wide, const float (&x)[8]) {
+    if (!wide || at + 8 > n) {
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            if (at + i < n) narrow(x[i], row[at + i]);
+        }
         return;
     }
+    u32 words[2 * sizeof(T)];
 #pragma unroll
-    for (u32 i = 0; i < 8; i++) out[i] = i < n ? widen(p[i]) : fill;
+    for (u32 i = 0; i < 8; i++) {
+        T narrowed;
+        narrow(x[i], narrowed);
+        u32& word = words[i * sizeof(T) / 4];
+        word = sizeof(T) == 4 || i % 2 == 0 ? bits_of(narrowed) : word | bits_of(narrowed) << 16;
+    }
+#pragma unroll
+    for (u32 i = 0; i < sizeof(T) / 2; i++) {
+        uint4 out = {words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]};
+        ((uint4*)(row + at))[i] = out;
+    }
+}
+
+#define LOG2_E 1.4426950408889634f
+
+// 2 to the power of `x`, by the card's own instruction; what is below the normal numbers is 0.
+__device__ inline float power_of_two(float x) {
+#ifdef ATTUNE_ON_CPU
+    return exp2f(x);
+#else
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+#endif
 }
 
 __device__ inline float warp_sum(float x) {

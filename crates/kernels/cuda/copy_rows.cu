@@ -8,9 +8,19 @@ template <class T>
 __device__ inline void copy_row(const T* const* from, const float* const* weights, u32 d, T* to) {
     const T* own = from[blockIdx.x];
     const float* w = weights[blockIdx.x];
-    for (u32 i = threadIdx.x; i < d; i += THREADS) {
-        float x = widen(own[i]);
-        narrow(w ? x * w[i] : x, to[(u64)blockIdx.x * d + i]);
+    T* out = to + (u64)blockIdx.x * d;
+    bool wide = is_wide_row(own, d) && is_wide(w), wide_out = is_wide_row(out, d);
+    for (u32 at = threadIdx.x * 8; at < d; at += THREADS * 8) {
+        Eight<T> stored;
+        Eight<float> stored_weights = {};
+        load_row(own, at, d, wide, stored);
+        if (w) load_row(w, at, d, wide, stored_weights);
+        float x[8], by[8];
+        widen(stored, x);
+        widen(stored_weights, by);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) x[i] = w ? x[i] * by[i] : x[i];
+        store_row(out, at, d, wide_out, x);
     }
 }
 

@@ -5,7 +5,15 @@
 // `table [.., d]`; `ids [gridDim.x]`; `out [gridDim.x, d]`.
 template <class T> __device__ inline void embed_row(const T* table, const u32* ids, u32 d, float* out) {
     const T* own = table + (u64)ids[blockIdx.x] * d;
-    for (u32 i = threadIdx.x; i < d; i += THREADS) out[(u64)blockIdx.x * d + i] = widen(own[i]);
+    float* to = out + (u64)blockIdx.x * d;
+    bool wide = is_wide_row(own, d), wide_out = is_wide_row(to, d);
+    for (u32 at = threadIdx.x * 8; at < d; at += THREADS * 8) {
+        Eight<T> stored;
+        float x[8];
+        load_row(own, at, d, wide, stored);
+        widen(stored, x);
+        store_row(to, at, d, wide_out, x);
+    }
 }
 
 #define EMBED(NAME, T)                                                                                     \

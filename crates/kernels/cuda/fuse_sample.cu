@@ -1,9 +1,12 @@
-// Fusion and choice: a block is a row, a thread a candidate. The arithmetic is that of the specification,
-// in double precision and in its order, so that a seed draws the same token as on a CPU.
+// Fusion and choice: a block is a row. A thread is a candidate of one of two choices that are made side by
+// side: by the fused scores, and by the model's alone. The arithmetic is that of the specification, in double
+// precision and in its order, so that a seed draws the same token as on a CPU.
 //
 // To be compiled without contraction of products and sums.
 
-#define THREADS MAX_CANDIDATES
+#define GUIDED 0
+#define UNGUIDED 1
+#define THREADS (2 * MAX_CANDIDATES)
 
 // Philox4x32-10 (Salmon et al., SC 2011), keyed by the seed, counting tokens.
 __device__ inline double gumbel(u64 seed, u32 index, u32 token) {
@@ -28,9 +31,18 @@ __device__ inline long long ordered(double x) {
     return bits ^ (long long)((u64)(bits >> 63) >> 1);
 }
 
-// How many of the first `n` come before this thread's: a better score, or the same and a lower id.
-__device__ inline u32 rank_of(const double* scores, const u32* ids, u32 n) {
-    u32 me = threadIdx.x, rank = 0;
+// What one choice works on.
+struct Choice {
+    double scores[MAX_CANDIDATES];
+    double weights[MAX_CANDIDATES];
+    double noisy[MAX_CANDIDATES];
+    u32 order[MAX_CANDIDATES];
+    u32 kept;
+};
+
+// How many of the first `n` come before candidate `me`: a better score, or the same and a lower id.
+__device__ inline u32 rank_of(const double* scores, const u32* ids, u32 me, u32 n) {
+    u32 rank = 0;
     if (me >= n) return n;
     long long own = ordered(scores[me]);
     for (u32 i = 0; i < n; i++) {
@@ -40,27 +52,17 @@ __device__ inline u32 rank_of(const double* scores, const u32* ids, u32 n) {
     return rank;
 }
 
-// Room that one choice needs.
-struct Work {
-    double weights[MAX_CANDIDATES];
-    double noisy[MAX_CANDIDATES];
-    u32 order[MAX_CANDIDATES];
-    u32 kept;
-};
-
-// The index of the chosen candidate, in every thread. All threads come.
-__device__ inline u32 choose(Work& work, const double* scores, const u32* ids, u32 n, float temperature,
-                             float top_p, u64 seed, u32 index) {
-    u32 me = threadIdx.x;
-    // The room of the last choice is free, and the scores are there.
-    __syncthreads();
-    u32 rank = rank_of(scores, ids, n);
+// The indices of the best and of the chosen candidate. All threads come, each for candidate `me` of its choice.
+__device__ inline void choose(Choice& work, const u32* ids, u32 me, u32 n, float temperature, float top_p,
+                              u64 seed, u32 index, u32& best, u32& chosen) {
+    double out = -__longlong_as_double(0x7ff0000000000000LL);
+    u32 rank = rank_of(work.scores, ids, me, n);
     if (me < n) work.order[rank] = me;
     __syncthreads();
-    u32 best = work.order[0];
-    if (temperature == 0.0f) return best;
-    double scaled = me < n ? scores[me] / (double)temperature : 0.0;
-    if (me < n) work.weights[rank] = exp(scaled - scores[best] / (double)temperature);
+    best = chosen = work.order[0];
+    if (temperature == 0.0f) return;
+    double scaled = me < n ? work.scores[me] / (double)temperature : 0.0;
+    if (me < n) work.weights[rank] = exp(scaled - work.scores[best] / (double)temperature);
     __syncthreads();
     if (me == 0) {
         double sum = 0.0, reached = 0.0;
@@ -76,14 +78,16 @@ __device__ inline u32 choose(Work& work, const double* scores, const u32* ids, u
         }
         work.kept = kept;
     }
+    // Meanwhile the others draw.
+    double noise = me < n ? gumbel(seed, index, ids[me]) : 0.0;
     __syncthreads();
-    bool in = rank < work.kept && scaled > -__longlong_as_double(0x7ff0000000000000LL);
-    if (me < n) work.noisy[me] = in ? scaled + gumbel(seed, index, ids[me]) : -__longlong_as_double(0x7ff0000000000000LL);
+    bool in = rank < work.kept && scaled > out;
+    if (me < n) work.noisy[me] = in ? scaled + noise : out;
     __syncthreads();
-    rank = rank_of(work.noisy, ids, n);
+    rank = rank_of(work.noisy, ids, me, n);
     if (me < n) work.order[rank] = me;
     __syncthreads();
-    return work.order[0];
+    chosen = work.order[0];
 }
 
 // Columns of 64: `ids`, `logits`, and a row of `rewards` for every term. `term_start [B + 1]`: a row's terms.
@@ -93,29 +97,34 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 const u32* term_start, const float* strengths, const float* clips, const float* rewards,
                 const float* min_ps, const float* temperatures, const float* top_ps, const u64* seeds,
                 const u32* indices, u32* chosen, float* log_probs, u32* status) {
-    __shared__ double base[MAX_CANDIDATES], plain[MAX_CANDIDATES], fused[MAX_CANDIDATES];
-    __shared__ Work work;
-    u32 row = blockIdx.x, me = threadIdx.x, n = counts[row];
-    const u32* own_ids = ids + (u64)row * MAX_CANDIDATES;
+    __shared__ Choice choices[2];
+    __shared__ u32 own_ids[MAX_CANDIDATES];
+    __shared__ double base[MAX_CANDIDATES], terms[MAX_CANDIDATES];
+    u32 row = blockIdx.x, side = threadIdx.x / MAX_CANDIDATES, me = threadIdx.x % MAX_CANDIDATES;
+    // What the row is asked for is all on its way before the first of it is used.
+    u32 n = counts[row], begin = term_start[row], end = term_start[row + 1], index = indices[row];
+    float temperature = temperatures[row], top_p = top_ps[row], min_p = min_ps[row];
+    u64 seed = seeds[row];
     double out = -__longlong_as_double(0x7ff0000000000000LL);
     double score = 0.0;
     if (me < n) {
         // The first of a row's two sums is that with edits.
         score = (double)logits[(u64)row * MAX_CANDIDATES + me] - (double)log_sum_exps[2 * row];
-        base[me] = score;
+        if (side == GUIDED) {
+            own_ids[me] = ids[(u64)row * MAX_CANDIDATES + me];
+            base[me] = score;
+        }
     }
     bool bad = __syncthreads_or(me < n && !is_finite(score));
     if (bad || n == 0) {
-        if (me == 0) status[row] = ROW_BAD_LOGITS;
+        if (threadIdx.x == 0) status[row] = ROW_BAD_LOGITS;
         return;
     }
     // `min_p` of 0 puts the floor at negative infinity.
-    bool excluded = score < base[0] + log((double)min_ps[row]);
-    if (me < n) plain[me] = excluded ? out : score;
+    bool excluded = score < base[0] + log((double)min_p);
     bad = false;
-    for (u32 term = term_start[row]; term < term_start[row + 1]; term++) {
+    for (u32 term = begin; term < end && side == GUIDED && me < n; term++) {
         const float* own = rewards + (u64)term * MAX_CANDIDATES;
-        if (me >= n) continue;
         double reward = own[me];
         bad |= !is_finite(reward);
         if (clips[term] > 0.0f) {
@@ -126,28 +135,26 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         score += (double)strengths[term] * reward;
     }
-    if (me < n) fused[me] = excluded ? out : score;
+    if (me < n) choices[side].scores[me] = excluded ? out : score;
     if (__syncthreads_or(bad)) {
-        if (me == 0) status[row] = ROW_BAD_REWARD;
+        if (threadIdx.x == 0) status[row] = ROW_BAD_REWARD;
         return;
     }
-    float temperature = temperatures[row], top_p = top_ps[row];
-    u32 choice = choose(work, fused, own_ids, n, temperature, top_p, seeds[row], indices[row]);
-    u32 unguided = choice;
-    if (term_start[row] < term_start[row + 1]) {
-        unguided = choose(work, plain, own_ids, n, temperature, top_p, seeds[row], indices[row]);
-    }
+    u32 best, choice;
+    choose(choices[side], own_ids, me, n, temperature, top_p, seed, index, best, choice);
+    // The specification rounds scores before it normalises them.
+    const double* fused = choices[GUIDED].scores;
+    double max = (double)(float)fused[best];
+    if (side == GUIDED && me < n) terms[me] = exp((double)(float)fused[me] - max);
     __syncthreads();
-    if (me == 0) {
-        double max = out, sum = 0.0;
-        // The specification rounds scores before it normalises them.
-        for (u32 i = 0; i < n; i++) max = (double)(float)fused[i] > max ? (double)(float)fused[i] : max;
-        for (u32 i = 0; i < n; i++) sum += exp((double)(float)fused[i] - max);
+    if (threadIdx.x == 0) {
+        double sum = 0.0;
+        for (u32 i = 0; i < n; i++) sum += terms[i];
         chosen[3 * row] = choice;
         chosen[3 * row + 1] = own_ids[choice];
-        chosen[3 * row + 2] = own_ids[unguided];
         log_probs[2 * row] = (float)base[choice];
         log_probs[2 * row + 1] = (float)((double)(float)fused[choice] - (max + log(sum)));
         status[row] = ROW_OK;
     }
+    if (side == UNGUIDED && me == 0) chosen[3 * row + 2] = own_ids[choice];
 }

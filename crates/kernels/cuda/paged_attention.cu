@@ -2,112 +2,142 @@
 //
 // A block is one row, one key-value head, and one span of positions; spans have a fixed length from the
 // first position of the sequence, and the last block of a row and head to end joins them in order. So
-// a row's bits depend on its own sequence alone. Eight lanes, a team, work on one position at a time and
-// on several of the query heads that share its key and value, with a running softmax (Milakov and
-// Gimelshein, 2018).
+// a row's bits depend on its own sequence alone. A team of lanes, eight elements of the head each, works on
+// several positions at a time, and on several of the query heads that share their keys and values, with a
+// running softmax (Milakov and Gimelshein, 2018) in powers of two.
 
 #define THREADS 128
 #define WARPS (THREADS / WARP)
-#define TEAM 8
-#define TEAMS (THREADS / TEAM)
-
-// A team's lane has elements `64 * c + 8 * lane ..` of a head.
-template <int CHUNKS> struct Head {
-    float x[CHUNKS][8];
-};
-
-template <class T, int CHUNKS>
-__device__ inline void load_head(const T* head, u32 dim, bool wide, Head<CHUNKS>& out) {
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-        u32 at = c * 64 + threadIdx.x % TEAM * 8;
-        load8(head + at, at < dim ? dim - at : 0, wide, 0.0f, out.x[c]);
-    }
-}
-
-// The softmax so far of one head: sums are relative to the largest score.
-template <int CHUNKS> struct Running {
-    float max;
-    float sum;
-    Head<CHUNKS> out;
-};
+// Query heads that share a reading of keys and values.
+#define TOGETHER 4
+// Positions whose keys and values a team asks for before it uses the first.
+#define AHEAD 4
+// Positions of a block, as `pack.rs` has it.
+#define SPAN 256
 
 __device__ inline float shrunk(float from, float to) {
-    return from == NEGATIVE_INFINITY ? 0.0f : __expf(from - to);
+    return from == NEGATIVE_INFINITY ? 0.0f : power_of_two(from - to);
 }
 
-// `CHUNKS` times 64 elements hold a head; so many query heads, TOGETHER, fit the registers.
-template <class T, int CHUNKS, u32 TOGETHER>
+// `TEAM` lanes hold a head of `dim`.
+template <class T, u32 TEAM>
 __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* values, u32 heads,
-                              u32 kv_heads, u32 dim, u32 block_size, u32 window, u32 span,
-                              const u32* positions, const u32* table_start, const u32* tables,
-                              float* parts, u32* done, T* out, u64 out_stride) {
+                              u32 kv_heads, u32 dim, u32 block_size, u32 window, const u32* positions,
+                              const u32* table_start, const u32* tables, float* parts, u32* done, T* out,
+                              u64 out_stride) {
+    constexpr u32 TEAMS = THREADS / TEAM;
     __shared__ LogSum merged[WARPS][TOGETHER];
-    __shared__ float sums[WARPS][TOGETHER][CHUNKS * 64];
+    __shared__ float sums[WARPS][TOGETHER][TEAM * 8];
+    __shared__ u32 slots[SPAN];
     __shared__ u32 last;
     u32 row = blockIdx.x, kv_head = blockIdx.y, group = heads / kv_heads;
     u32 seen = positions[row] + 1, first = window && seen > window ? seen - window : 0;
-    u32 first_span = first / span, spans = (seen - 1) / span - first_span + 1;
+    u32 first_span = first / SPAN, spans = (seen - 1) / SPAN - first_span + 1;
     if (blockIdx.z >= spans) return;
-    u32 from = (first_span + blockIdx.z) * span, to = from + span < seen ? from + span : seen;
+    u32 from = (first_span + blockIdx.z) * SPAN, to = from + SPAN < seen ? from + SPAN : seen;
     if (from < first) from = first;
     const u32* table = tables + table_start[row];
+    for (u32 p = from + threadIdx.x; p < to; p += THREADS) {
+        slots[p - from] = table[p / block_size] * block_size + p % block_size;
+    }
+    __syncthreads();
     u32 lane = threadIdx.x % TEAM, team = threadIdx.x / TEAM, warp = threadIdx.x / WARP;
+    // This lane's elements of a head. A lane behind the head's end reads its beginning, and writes nothing.
+    u32 mine = lane * 8 < dim ? dim - lane * 8 : 0, offset = mine ? lane * 8 : 0;
     bool wide = is_wide(keys) && is_wide(values) && dim % 8 == 0;
-    float scale = 1.0f / sqrtf((float)dim);
+    float scale = LOG2_E / sqrtf((float)dim);
     // Of this row, head and span: for each query head its largest score, its sum, and its numbers.
     u64 part_size = dim + 2;
 
     for (u32 head = 0; head < group; head += TOGETHER) {
         u32 many = group - head < TOGETHER ? group - head : TOGETHER;
-        Head<CHUNKS> query[TOGETHER];
-        Running<CHUNKS> state[TOGETHER];
+        float query[TOGETHER][8];
+        LogSum state[TOGETHER];
+        float mean[TOGETHER][8];
 #pragma unroll
         for (u32 h = 0; h < TOGETHER; h++) {
             state[h].max = NEGATIVE_INFINITY;
             state[h].sum = 0.0f;
             const T* own = q + row * q_stride + (u64)(kv_head * group + head + (h < many ? h : 0)) * dim;
-            load_head(own, dim, is_wide(own), query[h]);
+            Eight<T> stored;
+            load_some(own + offset, mine, 0.0f, stored);
+            widen(stored, query[h]);
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    query[h].x[c][i] *= scale;
-                    state[h].out.x[c][i] = 0.0f;
-                }
+            for (u32 i = 0; i < 8; i++) {
+                query[h][i] *= scale;
+                mean[h][i] = 0.0f;
             }
         }
         // Every team makes the same number of rounds, since its warp shuffles together.
-        for (u32 round = from; round < to; round += TEAMS) {
-            u32 position = round + team;
-            bool valid = position < to;
-            u32 read = valid ? position : from;
-            u64 slot = (u64)table[read / block_size] * block_size + read % block_size;
-            u64 at = (slot * kv_heads + kv_head) * dim;
-            Head<CHUNKS> key, value;
-            load_head(keys + at, dim, wide, key);
-            load_head(values + at, dim, wide, value);
+        for (u32 round = 0; round < to - from; round += TEAMS * AHEAD) {
+            Eight<T> key[AHEAD], value[AHEAD];
+            u64 at[AHEAD];
+#pragma unroll
+            for (u32 a = 0; a < AHEAD; a++) {
+                u32 position = round + a * TEAMS + team;
+                u32 slot = slots[position < to - from ? position : 0];
+                at[a] = ((u64)slot * kv_heads + kv_head) * dim + offset;
+            }
+            if (wide) {
+#pragma unroll
+                for (u32 a = 0; a < AHEAD; a++) load_wide(keys + at[a], key[a]);
+#pragma unroll
+                for (u32 a = 0; a < AHEAD; a++) load_wide(values + at[a], value[a]);
+            } else {
+#pragma unroll
+                for (u32 a = 0; a < AHEAD; a++) {
+                    load_some(keys + at[a], mine, 0.0f, key[a]);
+                    load_some(values + at[a], mine, 0.0f, value[a]);
+                }
+            }
+            // Scores, then what they weigh.
+            float scores[TOGETHER][AHEAD];
+#pragma unroll
+            for (u32 a = 0; a < AHEAD; a++) {
+                float k[8];
+                widen(key[a], k);
+#pragma unroll
+                for (u32 h = 0; h < TOGETHER; h++) {
+                    if (h && h >= many) break;
+                    scores[h][a] = 0.0f;
+#pragma unroll
+                    for (u32 i = 0; i < 8; i++) scores[h][a] += query[h][i] * k[i];
+                }
+            }
 #pragma unroll
             for (u32 h = 0; h < TOGETHER; h++) {
-                float score = 0.0f;
+                if (h && h >= many) break;
+                float max = state[h].max;
 #pragma unroll
-                for (int c = 0; c < CHUNKS; c++) {
+                for (u32 a = 0; a < AHEAD; a++) {
 #pragma unroll
-                    for (int i = 0; i < 8; i++) score += query[h].x[c][i] * key.x[c][i];
+                    for (u32 step = TEAM / 2; step; step /= 2) {
+                        scores[h][a] += __shfl_xor_sync(ALL_LANES, scores[h][a], step);
+                    }
+                    bool valid = round + a * TEAMS + team < to - from;
+                    if (!valid) scores[h][a] = NEGATIVE_INFINITY;
+                    max = fmaxf(max, scores[h][a]);
+                }
+                float shrink = shrunk(state[h].max, max);
+                state[h].max = max;
+                state[h].sum *= shrink;
+#pragma unroll
+                for (u32 a = 0; a < AHEAD; a++) {
+                    scores[h][a] = shrunk(scores[h][a], max);
+                    state[h].sum += scores[h][a];
                 }
 #pragma unroll
-                for (int step = TEAM / 2; step; step /= 2) score += __shfl_xor_sync(ALL_LANES, score, step);
-                float max = valid ? fmaxf(state[h].max, score) : state[h].max;
-                float shrink = shrunk(state[h].max, max), weight = valid ? __expf(score - max) : 0.0f;
-                state[h].max = max;
-                state[h].sum = state[h].sum * shrink + weight;
+                for (u32 i = 0; i < 8; i++) mean[h][i] *= shrink;
+            }
 #pragma unroll
-                for (int c = 0; c < CHUNKS; c++) {
+            for (u32 a = 0; a < AHEAD; a++) {
+                float v[8];
+                widen(value[a], v);
 #pragma unroll
-                    for (int i = 0; i < 8; i++) {
-                        float& sum = state[h].out.x[c][i];
-                        sum = sum * shrink + weight * value.x[c][i];
-                    }
+                for (u32 h = 0; h < TOGETHER; h++) {
+                    if (h && h >= many) break;
+#pragma unroll
+                    for (u32 i = 0; i < 8; i++) mean[h][i] += scores[h][a] * v[i];
                 }
             }
         }
@@ -117,23 +147,20 @@ __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* 
         for (u32 h = 0; h < TOGETHER; h++) {
             float max = state[h].max;
 #pragma unroll
-            for (int step = TEAM; step < WARP; step *= 2) max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, step));
+            for (u32 step = TEAM; step < WARP; step *= 2) max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, step));
             float shrink = shrunk(state[h].max, max), sum = state[h].sum * shrink;
 #pragma unroll
-            for (int step = TEAM; step < WARP; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+            for (u32 step = TEAM; step < WARP; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
             if (threadIdx.x % WARP == 0) {
                 merged[warp][h].max = max;
                 merged[warp][h].sum = sum;
             }
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
+            for (u32 i = 0; i < 8; i++) {
+                float x = mean[h][i] * shrink;
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    float x = state[h].out.x[c][i] * shrink;
-#pragma unroll
-                    for (int step = TEAM; step < WARP; step *= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
-                    if (threadIdx.x % WARP < TEAM) sums[warp][h][c * 64 + lane * 8 + i] = x;
-                }
+                for (u32 step = TEAM; step < WARP; step *= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+                if (threadIdx.x % WARP < TEAM) sums[warp][h][lane * 8 + i] = x;
             }
         }
         __syncthreads();
@@ -187,27 +214,27 @@ __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* 
 // `q` is `[rows, q_stride]`, heads first; `keys` and `values` `[slots, kv_heads * dim]`. `tables`: the block
 // tables, of which a row's begins at `table_start`. `window` 0: none. The grid is rows, key-value heads, and
 // as many spans as the longest row needs. `done` is 0 before and after.
-#define ATTENTION(NAME, T, CHUNKS, TOGETHER)                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
+#define ATTENTION(NAME, T, TEAM)                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                               \
         NAME(const T* q, u64 q_stride, const T* keys, const T* values, u32 heads, u32 kv_heads, u32 dim,   \
-             u32 block_size, u32 window, u32 span, const u32* positions, const u32* table_start,           \
-             const u32* tables, float* parts, u32* done, T* out, u64 out_stride) {                         \
-        attend<T, CHUNKS, TOGETHER>(q, q_stride, keys, values, heads, kv_heads, dim, block_size, window, span,       \
-                          positions, table_start, tables, parts, done, out, out_stride);                   \
+             u32 block_size, u32 window, const u32* positions, const u32* table_start, const u32* tables,  \
+             float* parts, u32* done, T* out, u64 out_stride) {                                            \
+        attend<T, TEAM>(q, q_stride, keys, values, heads, kv_heads, dim, block_size, window, positions,    \
+                        table_start, tables, parts, done, out, out_stride);                                \
     }
 // HEAD names one size to compile.
 #if !defined(HEAD) || HEAD == 64
-#define HEAD_64(SUFFIX, T) ATTENTION(paged_attention_64_##SUFFIX, T, 1, 4)
+#define HEAD_64(SUFFIX, T) ATTENTION(paged_attention_64_##SUFFIX, T, 8)
 #else
 #define HEAD_64(SUFFIX, T)
 #endif
 #if !defined(HEAD) || HEAD == 128
-#define HEAD_128(SUFFIX, T) ATTENTION(paged_attention_128_##SUFFIX, T, 2, 4)
+#define HEAD_128(SUFFIX, T) ATTENTION(paged_attention_128_##SUFFIX, T, 16)
 #else
 #define HEAD_128(SUFFIX, T)
 #endif
 #if !defined(HEAD) || HEAD == 256
-#define HEAD_256(SUFFIX, T) ATTENTION(paged_attention_256_##SUFFIX, T, 4, 2)
+#define HEAD_256(SUFFIX, T) ATTENTION(paged_attention_256_##SUFFIX, T, 32)
 #else
 #define HEAD_256(SUFFIX, T)
 #endif

@@ -4,6 +4,8 @@
 
 #define THREADS 128
 #define WARPS (THREADS / WARP)
+// Pairs that a lane turns, of a head of 256 at most.
+#define PAIRS 4
 
 // `qkv [rows, (heads + 2 kv_heads) * dim]` and `bias` of that width, or null. `slots`: where each row's key
 // and value stand in the cache, `[.., kv_heads * dim]`. `cos` and `sin`: `[context, dim / 2]`. `q_norm` and
@@ -37,8 +39,21 @@ __device__ inline void rotate_head(const float* qkv, const float* bias, u32 head
         scale = 1.0f / sqrtf(warp_sum(sum) / (float)dim + eps);
     }
     u64 turn = (u64)positions[row] * half;
-    for (u32 i = lane; i < half; i += WARP) {
-        float a = own[i], b = own[i + half], c = cos[turn + i], s = sin[turn + i];
+    float low[PAIRS], high[PAIRS], c[PAIRS], s[PAIRS];
+#pragma unroll
+    for (u32 j = 0; j < PAIRS; j++) {
+        // A pair behind the end reads the first and writes nothing.
+        u32 i = lane + j * WARP < half ? lane + j * WARP : 0;
+        low[j] = own[i];
+        high[j] = own[i + half];
+        c[j] = cos[turn + i];
+        s[j] = sin[turn + i];
+    }
+#pragma unroll
+    for (u32 j = 0; j < PAIRS; j++) {
+        u32 i = lane + j * WARP;
+        if (i >= half) break;
+        float a = low[j], b = high[j];
         if (shift) {
             a += shift[i];
             b += shift[i + half];
@@ -47,13 +62,13 @@ __device__ inline void rotate_head(const float* qkv, const float* bias, u32 head
             a = a * scale * norm[i];
             b = b * scale * norm[i + half];
         }
-        narrow(a * c - b * s, out[i]);
-        narrow(b * c + a * s, out[i + half]);
+        narrow(a * c[j] - b * s[j], out[i]);
+        narrow(b * c[j] + a * s[j], out[i + half]);
     }
 }
 
 #define ROTATE(NAME, T)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 8)                                               \
         NAME(const float* qkv, const float* bias, u32 heads, u32 kv_heads, u32 dim, const u32* positions,  \
              const u32* slots, const float* cos, const float* sin, const float* q_norm,                    \
              const float* k_norm, float eps, T* q, T* keys, T* values) {                                   \

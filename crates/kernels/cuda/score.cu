@@ -5,24 +5,55 @@
 // that a row's values do not depend on its company.
 
 #define THREADS 512
+#define WARPS (THREADS / WARP)
+// Numbers of a hidden state that are weighted once, for all candidates.
+#define SEGMENT (THREADS * 8)
 
-// `sum_i table[i] * hidden[i] * weights[i]` over `d`, by a warp; `weights` null: ones.
+// `out[i] = hidden[from + i] * weights[from + i]`, 0 from `d` on; `weights` null: ones.
 template <class T>
-__device__ inline float dot(const T* table, const T* hidden, const float* weights, u32 d) {
-    bool wide = is_wide(table), wide_hidden = is_wide(hidden), wide_weights = is_wide(weights);
-    float sum = 0.0f;
-#pragma unroll 4
-    for (u32 at = threadIdx.x % WARP * 8; at < d; at += WARP * 8) {
-        float a[8], h[8], w[8];
-        load8(table + at, d - at, wide, 0.0f, a);
-        load8(hidden + at, d - at, wide_hidden, 0.0f, h);
-        if (weights) {
-            load8(weights + at, d - at, wide_weights, 0.0f, w);
+__device__ inline void weigh(const T* hidden, const float* weights, u32 from, u32 d, float* out) {
+    u32 at = from + threadIdx.x * 8, n = at < d ? d - at : 0;
+    Eight<T> stored;
+    Eight<float> stored_weights = {};
+    if (is_wide(hidden) && is_wide(weights) && n >= 8) {
+        load_wide(hidden + at, stored);
+        if (weights) load_wide(weights + at, stored_weights);
+    } else {
+        load_some(hidden + at, n, 0.0f, stored);
+        if (weights) load_some(weights + at, n, 0.0f, stored_weights);
+    }
+    float h[8], w[8];
+    widen(stored, h);
+    widen(stored_weights, w);
 #pragma unroll
-            for (int i = 0; i < 8; i++) h[i] *= w[i];
+    for (u32 i = 0; i < 8; i++) out[threadIdx.x * 8 + i] = weights ? h[i] * w[i] : h[i];
+}
+
+// `sum_i table[from + i] * weighted[i]` over `many` numbers of a row of `d`, by a warp, `weighted` being 0 from
+// the row's end on. `WIDE`: every eight of the row begin at a multiple of 16 bytes.
+template <class T, bool WIDE>
+__device__ inline float dot(const T* table, u32 d, u32 from, u32 many, const float* weighted) {
+    // A lane asks for so many times eight numbers before it uses the first.
+    constexpr u32 AHEAD = WIDE ? 32 / sizeof(T) : 2;
+    float sum = 0.0f;
+    for (u32 base = threadIdx.x % WARP * 8; base < many; base += AHEAD * WARP * 8) {
+        Eight<T> stored[AHEAD];
+        const T* first = table + from + base;
+        if (WIDE && from + base + (AHEAD - 1) * WARP * 8 < d) {
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) load_wide(first + i * WARP * 8, stored[i]);
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) load_row(table, from + base + i * WARP * 8, d, WIDE, stored[i]);
         }
 #pragma unroll
-        for (int i = 0; i < 8; i++) sum += a[i] * h[i];
+        for (u32 i = 0; i < AHEAD; i++) {
+            u32 at = base + i * WARP * 8;
+            float a[8];
+            widen(stored[i], a);
+#pragma unroll
+            for (u32 j = 0; j < 8; j++) sum += a[j] * weighted[at + j];
+        }
     }
     return warp_sum(sum);
 }
@@ -49,6 +80,7 @@ __device__ inline void score_row(const T* table, u64 table_stride, u32 vocab, u3
                                  u64 ref_table_stride, const T* const* hidden, const T* const* ref_hidden,
                                  const float* const* weights, const float* normalisers, const u32* ids,
                                  const u32* counts, float* values, u32* status) {
+    __shared__ __align__(16) float weighted[2][SEGMENT];
     __shared__ float dots[2][MAX_CANDIDATES];
     __shared__ double terms[MAX_CANDIDATES];
     u32 row = blockIdx.x, n = counts[row];
@@ -56,18 +88,25 @@ __device__ inline void score_row(const T* table, u64 table_stride, u32 vocab, u3
     const T *own = hidden[row], *ref_own = ref_hidden[row];
     const float* w = weights[row];
     bool against = ref_own != 0;
+    bool wide = d % 8 == 0 && table_stride % 8 == 0 && ref_table_stride % 8 == 0 && is_wide(table) && is_wide(ref_table);
     bool bad = threadIdx.x < n && candidates[threadIdx.x] >= vocab;
-    if (__syncthreads_or(bad)) {
-        if (threadIdx.x == 0) status[row] = ROW_BAD_REWARD;
-        return;
+    for (u32 from = 0; from < d; from += SEGMENT) {
+        u32 many = d - from < SEGMENT ? d - from : SEGMENT;
+        weigh(own, w, from, d, weighted[0]);
+        if (against) weigh(ref_own, w, from, d, weighted[1]);
+        if (__syncthreads_or(bad)) {
+            if (threadIdx.x == 0) status[row] = ROW_BAD_REWARD;
+            return;
+        }
+        for (u32 task = threadIdx.x / WARP; task < n * (against ? 2 : 1); task += WARPS) {
+            u32 side = task / n, i = task % n;
+            const T* of = side ? ref_table + candidates[i] * ref_table_stride : table + candidates[i] * table_stride;
+            float sum = wide ? dot<T, true>(of, d, from, many, weighted[side])
+                             : dot<T, false>(of, d, from, many, weighted[side]);
+            if (threadIdx.x % WARP == 0) dots[side][i] = from ? dots[side][i] + sum : sum;
+        }
+        __syncthreads();
     }
-    for (u32 task = threadIdx.x / WARP; task < n * (against ? 2 : 1); task += THREADS / WARP) {
-        u32 side = task / n, i = task % n;
-        float value = side ? dot(ref_table + candidates[i] * ref_table_stride, ref_own, w, d)
-                           : dot(table + candidates[i] * table_stride, own, w, d);
-        if (threadIdx.x % WARP == 0) dots[side][i] = value;
-    }
-    __syncthreads();
     double base = normalisers[2 * row], ref_base = normalisers[2 * row + 1];
     if (base != base) {
         base = log_sum_exp(dots[0], n, terms);

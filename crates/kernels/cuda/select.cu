@@ -1,137 +1,202 @@
 // The candidates of a step: top-k and both log-sum-exps of every row in one reading of the logits.
 //
 // A row is cut into chunks, one a block; the last block of a row to end joins what the others found. A
-// block keeps its best in a pool in shared memory: a logit above the worst of the best is appended, and
-// a pool that is full is sorted and cut. A logit and its id are one 64-bit key, larger is better, so
-// that all keys differ, ties go to the lower id, and the order of appending does not matter.
+// block keeps its best in a pool in shared memory: a logit above the floor is appended, and a pool that is
+// full is cut at a higher floor, which is found by bisection. Nothing is sorted but the last 64, by counting.
+// A logit and its id are one 64-bit key, larger is better, so that all keys differ, ties go to the lower id,
+// and the order of appending does not matter.
 
 #define THREADS 256
-#define EACH 8
-#define TILE (THREADS * EACH)
+// Of a tile each thread has so many times eight neighbours, and asks for the next tile's before it works.
+#define VECTORS 2
+#define TILE (THREADS * VECTORS * 8)
 #define KEPT MAX_CANDIDATES
 #define POOL 512
-#define ROOM (POOL - KEPT)
+// Keys of other chunks that a thread takes at once.
+#define JOINED 8
 
 #define EDIT_PENALTY 0u
 #define EDIT_BIAS 1u
 
-// The best so far in the first `KEPT` places, behind them what was appended since.
 struct Pool {
     u64 keys[POOL];
     // What is not above it is not among the best.
     u64 floor;
-    u32 appended;
+    // Keys that were appended; those beyond `POOL` found no room.
+    u32 used;
 };
 
-// Never 0 for a finite logit.
+// In the order of the numbers.
+__device__ inline u32 ordered(float x) {
+    u32 bits = __float_as_uint(x);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
 __device__ inline u64 key_of(float logit, u32 id) {
     // Adding 0 makes one zero of both.
-    u32 bits = __float_as_uint(logit + 0.0f);
-    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return (u64)bits << 32 | (0xffffffffu - id);
+    return (u64)ordered(logit + 0.0f) << 32 | (0xffffffffu - id);
 }
 __device__ inline u32 id_of(u64 key) { return 0xffffffffu - (u32)key; }
 __device__ inline float logit_of(u64 key) {
     u32 bits = (u32)(key >> 32);
     return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
 }
-
-// Bitonic, best first; `n` is a power of two. Begins and ends with a barrier.
-__device__ inline void sort_keys(u64* keys, u32 n) {
-    for (u32 size = 2; size <= n; size *= 2) {
-        for (u32 stride = size / 2; stride; stride /= 2) {
-            __syncthreads();
-            for (u32 i = threadIdx.x; i < n / 2; i += THREADS) {
-                u32 low = 2 * i - (i & (stride - 1)), high = low + stride;
-                u64 a = keys[low], b = keys[high];
-                if ((a < b) == ((low & size) == 0)) {
-                    keys[low] = b;
-                    keys[high] = a;
-                }
-            }
-        }
-    }
-    __syncthreads();
-}
+// Above negative infinity of every id, below all else.
+__device__ inline u64 lowest_floor() { return (u64)ordered(NEGATIVE_INFINITY) << 32 | 0xffffffffu; }
 
 __device__ inline void clear(Pool& pool) {
     __syncthreads();
-    if (threadIdx.x < KEPT) pool.keys[threadIdx.x] = 0;
     if (threadIdx.x == 0) {
-        pool.floor = 0;
-        pool.appended = 0;
+        pool.floor = lowest_floor();
+        pool.used = 0;
     }
     __syncthreads();
 }
 
-// Sets the floor of an empty pool: at least `k` keys are as good as the k-th of the threads' best.
-__device__ inline void prime(Pool& pool, const u64 (&keys)[EACH], u32 k) {
-    u64 best = 0;
-    for (int i = 0; i < EACH; i++) best = keys[i] > best ? keys[i] : best;
-    pool.keys[threadIdx.x] = best;
-    sort_keys(pool.keys, THREADS);
-    if (threadIdx.x == 0) {
-        u64 worst = pool.keys[k - 1];
-        pool.floor = worst ? worst - 1 : 0;
+// Sets the floor of an empty pool from every thread's best: at least `k` logits are as good as it, and of
+// the threads' best not many more than `k` are.
+__device__ inline void prime(Pool& pool, float best, u32 k) {
+    u32 own = ordered(best), low = ordered(NEGATIVE_INFINITY), high = 0xffffffffu;
+    while (high - low > 1) {
+        u32 middle = low + (high - low) / 2, count = (u32)__syncthreads_count(own >= middle);
+        if (count < k) {
+            high = middle;
+        } else {
+            low = middle;
+            if (count <= k + k / 4) break;
+        }
     }
-    __syncthreads();
-    if (threadIdx.x < KEPT) pool.keys[threadIdx.x] = 0;
+    if (threadIdx.x == 0 && low > ordered(NEGATIVE_INFINITY)) pool.floor = (u64)low << 32;
     __syncthreads();
 }
 
-// Sorts what was appended in among the best. Needs a barrier since the last appending.
-__device__ inline void shrink(Pool& pool, u32 k) {
-    u32 used = KEPT + (pool.appended < ROOM ? pool.appended : ROOM);
-    for (u32 i = used + threadIdx.x; i < POOL; i += THREADS) pool.keys[i] = 0;
-    sort_keys(pool.keys, POOL);
+// Leaves at most `KEPT` of the pool's keys, among them the best `k`. Needs a barrier since the last appending,
+// and ends with one.
+__device__ inline void cut(Pool& pool, u32 k) {
+    u32 used = pool.used < POOL ? pool.used : POOL;
+    if (used <= KEPT) return;
+    u64 mine[POOL / THREADS];
+#pragma unroll
+    for (u32 i = 0; i < POOL / THREADS; i++) {
+        u32 at = i * THREADS + threadIdx.x;
+        mine[i] = at < used ? pool.keys[at] : 0;
+    }
+    // More than `KEPT` keys are at least `low`, fewer than `k` are at least `high`.
+    u64 low = pool.floor + 1, high = ~0ull;
+    for (;;) {
+        u64 middle = low + (high - low) / 2;
+        u32 count = 0;
+#pragma unroll
+        for (u32 i = 0; i < POOL / THREADS; i++) {
+            if (i * THREADS < used) count += (u32)__syncthreads_count(mine[i] >= middle);
+        }
+        (count < k ? high : low) = middle;
+        if (count >= k && count <= KEPT) break;
+    }
     if (threadIdx.x == 0) {
-        pool.appended = 0;
-        if (pool.keys[k - 1]) pool.floor = pool.keys[k - 1];
+        pool.floor = low - 1;
+        pool.used = 0;
+    }
+    __syncthreads();
+#pragma unroll
+    for (u32 i = 0; i < POOL / THREADS; i++) {
+        if (mine[i] >= low) pool.keys[atomicAdd(&pool.used, 1u)] = mine[i];
     }
     __syncthreads();
 }
 
-// Offers every thread's keys, 0 for none; all threads come here. Ends with a barrier.
-__device__ inline void offer(Pool& pool, u64 (&keys)[EACH], u32 k) {
+// Of eight numbers that at `i`: registers have no index.
+__device__ inline float one_of(const float (&x)[8], u32 i) {
+    float own = x[0];
+#pragma unroll
+    for (u32 j = 1; j < 8; j++) own = i == j ? x[j] : own;
+    return own;
+}
+
+// Appends what is above the floor of eight neighbours that begin with id `first`. `left`: a bit for each that is
+// still to be looked at. Whether one found no room, and is left.
+__device__ inline bool append(Pool& pool, u64 floor, const float (&x)[8], u32 first, u32& left) {
+    float limit = logit_of(floor);
+    // Few are: one comparison for all eight.
+    bool any = false;
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) any |= x[i] >= limit;
+    if (!any) return false;
+    u32 above = 0;
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) above |= x[i] >= limit ? 1u << i : 0;
+    bool full = false;
+    for (above &= left; above; above &= above - 1) {
+        u32 i = (u32)__ffs((int)above) - 1;
+        u64 key = key_of(one_of(x, i), first + i);
+        u32 at = key > floor ? atomicAdd(&pool.used, 1u) : POOL;
+        if (at < POOL) pool.keys[at] = key;
+        if (at < POOL || key <= floor) {
+            left &= ~(1u << i);
+        } else {
+            full = true;
+        }
+    }
+    return full;
+}
+
+// Offers every thread's logits, of which the eight of `v` begin with id `first + v * THREADS * 8`. All threads
+// come here. Ends with a barrier.
+__device__ inline void offer(Pool& pool, const float (&x)[VECTORS][8], u32 first, u32 k) {
+    u32 left[VECTORS];
+#pragma unroll
+    for (u32 v = 0; v < VECTORS; v++) left[v] = 0xffu;
     for (;;) {
         bool full = false;
         u64 floor = pool.floor;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            if (keys[i] <= floor) continue;
-            u32 at = atomicAdd(&pool.appended, 1u);
-            if (at < ROOM) {
-                pool.keys[KEPT + at] = keys[i];
-                keys[i] = 0;
-            } else {
-                full = true;
-            }
-        }
+        for (u32 v = 0; v < VECTORS; v++) full |= append(pool, floor, x[v], first + v * THREADS * 8, left[v]);
         if (!__syncthreads_or(full)) return;
-        shrink(pool, k);
+        cut(pool, k);
     }
 }
 
-__device__ inline void add(LogSum& total, const float (&x)[EACH]) {
-    float max = total.max;
+__device__ inline float most(const float (&x)[VECTORS][8]) {
+    float max = NEGATIVE_INFINITY;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) max = fmaxf(max, x[i]);
-    if (max == NEGATIVE_INFINITY) return;
-    float sum = total.sum * __expf(total.max - max);
+    for (u32 v = 0; v < VECTORS; v++) {
 #pragma unroll
-    for (int i = 0; i < EACH; i++) sum += __expf(x[i] - max);
+        for (int i = 0; i < 8; i++) max = fmaxf(max, x[v][i]);
+    }
+    return max;
+}
+
+// Adds logits, whose largest is `max`. NaN and positive infinity make the sum NaN, and it remains so.
+__device__ inline void add(LogSum& total, const float (&x)[VECTORS][8], float max) {
+    max = fmaxf(total.max, max);
+    // In powers of two. Negative infinity less itself would be NaN.
+    float base = max == NEGATIVE_INFINITY ? 0.0f : max * LOG2_E;
+    float sums[VECTORS];
+#pragma unroll
+    for (u32 v = 0; v < VECTORS; v++) {
+        sums[v] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; i++) sums[v] += power_of_two(fmaf(x[v][i], LOG2_E, -base));
+    }
+    float sum = total.sum * power_of_two(fmaf(total.max, LOG2_E, -base));
+#pragma unroll
+    for (u32 v = 0; v < VECTORS; v++) sum += sums[v];
     total.max = max;
     total.sum = sum;
 }
 
-// The sum over a block, for its first thread, in an order that is always the same.
-__device__ inline LogSum block_sum(LogSum mine, LogSum* warps) {
+__device__ inline LogSum warp_sum(LogSum mine) {
 #pragma unroll
     for (int lane = WARP / 2; lane; lane /= 2) {
         LogSum theirs = {__shfl_xor_sync(ALL_LANES, mine.max, lane),
                          __shfl_xor_sync(ALL_LANES, mine.sum, lane)};
         mine = joined(mine, theirs);
     }
+    return mine;
+}
+
+// The sum over a block, for its first thread, in an order that is always the same.
+__device__ inline LogSum block_sum(LogSum mine, LogSum* warps) {
+    mine = warp_sum(mine);
     __syncthreads();
     if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = mine;
     __syncthreads();
@@ -140,8 +205,6 @@ __device__ inline LogSum block_sum(LogSum mine, LogSum* warps) {
     }
     return mine;
 }
-
-__device__ inline bool unusable(float x) { return !(x < -NEGATIVE_INFINITY); }
 
 // The first of the ascending `ids[from..to]` that is not below `id`.
 __device__ inline u32 first_from(const u32* ids, u32 from, u32 to, u32 id) {
@@ -156,18 +219,97 @@ __device__ inline u32 first_from(const u32* ids, u32 from, u32 to, u32 id) {
     return from;
 }
 
-// Writes a row's results from the sorted pool.
+// What a row's users change in its logits: ascending by id, and of one id in order of application.
+struct Edits {
+    const u32* ids;
+    const u32* kinds;
+    const float* values;
+    // Those of a chunk.
+    u32 begin;
+    u32 end;
+};
+
+// Applies the edits of eight neighbours that begin with id `first`.
+__device__ inline void apply(const Edits& edits, u32 first, float (&x)[8]) {
+    for (u32 edit = first_from(edits.ids, edits.begin, edits.end, first); edit < edits.end; edit++) {
+        u32 at = edits.ids[edit] - first, kind = edits.kinds[edit];
+        if (at >= 8) return;
+        float value = edits.values[edit], own = one_of(x, at);
+        if (kind == EDIT_PENALTY) {
+            own = own < 0.0f ? own * value : own / value;
+        } else {
+            own = kind == EDIT_BIAS ? own + value : NEGATIVE_INFINITY;
+        }
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) x[i] = at == i ? own : x[i];
+    }
+}
+
+// Asks for a thread's logits of the tile that begins at `tile`.
+template <class T>
+__device__ inline void load_tile(const T* row, u32 tile, u32 end, bool wide, Eight<T> (&out)[VECTORS]) {
+    u32 first = tile + threadIdx.x * 8;
+    if (wide && tile + TILE <= end) {
+#pragma unroll
+        for (u32 v = 0; v < VECTORS; v++) load_wide(row + first + v * THREADS * 8, out[v]);
+        return;
+    }
+#pragma unroll
+    for (u32 v = 0; v < VECTORS; v++) {
+        u32 at = first + v * THREADS * 8;
+        if (wide && at + 8 <= end) {
+            load_wide(row + at, out[v]);
+        } else {
+            load_some(row + at, at < end ? end - at : 0, NEGATIVE_INFINITY, out[v]);
+        }
+    }
+}
+
+// Reads a chunk into an empty pool and the sums.
+template <class T, bool EDITED>
+__device__ inline void scan(Pool& pool, const T* row, u32 begin, u32 end, bool wide, u32 k, const Edits& edits,
+                            LogSum& raw, LogSum& edited) {
+    Eight<T> next[VECTORS];
+    load_tile(row, begin, end, wide, next);
+    for (u32 tile = begin; tile < end; tile += TILE) {
+        u32 first = tile + threadIdx.x * 8;
+        float x[VECTORS][8];
+#pragma unroll
+        for (u32 v = 0; v < VECTORS; v++) widen(next[v], x[v]);
+        load_tile(row, tile + TILE, end, wide, next);
+        float best = most(x);
+        add(raw, x, best);
+        if (EDITED) {
+#pragma unroll
+            for (u32 v = 0; v < VECTORS; v++) apply(edits, first + v * THREADS * 8, x[v]);
+            best = most(x);
+            add(edited, x, best);
+        }
+        if (tile == begin) prime(pool, best, k);
+        offer(pool, x, first, k);
+    }
+}
+
+// Writes a row's results from a pool that was cut.
 template <class T>
 __device__ inline void finish(const Pool& pool, const T* row, u32 k, bool bad, LogSum edited, LogSum raw,
                               u32* ids, float* logits, float* raw_logits, float* sums, u32* count,
                               u32* status) {
-    u64 key = threadIdx.x < k && !bad ? pool.keys[threadIdx.x] : 0;
-    u32 found = (u32)__syncthreads_count(key != 0);
-    if (threadIdx.x < KEPT) {
-        u64 at = (u64)blockIdx.y * KEPT + threadIdx.x;
-        ids[at] = key ? id_of(key) : 0xffffffffu;
-        logits[at] = key ? logit_of(key) : NEGATIVE_INFINITY;
-        raw_logits[at] = key ? widen(row[id_of(key)]) : NEGATIVE_INFINITY;
+    u32 used = bad ? 0 : pool.used, found = used < k ? used : k;
+    u64 out = (u64)blockIdx.y * KEPT;
+    if (threadIdx.x >= found && threadIdx.x < KEPT) {
+        ids[out + threadIdx.x] = 0xffffffffu;
+        logits[out + threadIdx.x] = raw_logits[out + threadIdx.x] = NEGATIVE_INFINITY;
+    }
+    if (threadIdx.x < used) {
+        u64 key = pool.keys[threadIdx.x];
+        u32 rank = 0;
+        for (u32 i = 0; i < used; i++) rank += pool.keys[i] > key;
+        if (rank < k) {
+            ids[out + rank] = id_of(key);
+            logits[out + rank] = logit_of(key);
+            raw_logits[out + rank] = widen(row[id_of(key)]);
+        }
     }
     if (threadIdx.x == 0) {
         sums[2 * blockIdx.y] = edited.max + logf(edited.sum);
@@ -177,8 +319,9 @@ __device__ inline void finish(const Pool& pool, const T* row, u32 k, bool bad, L
     }
 }
 
-// A block is chunk x of row y. Edits are ascending by id, and of one id in order of application; a row
-// without any has an empty range, and `edit_start` may be null where no row has. `done` is 0 before and after.
+// A block is chunk x of row y; a chunk is whole tiles. A row without edits has an empty range, and `edit_start`
+// may be null where no row has any. `part_keys [rows, parts, 64]` and `part_sums [rows, parts, 4]`: what chunks
+// leave to the last. `done` is 0 before and after.
 template <class T>
 __device__ inline void select_row(const T* logits, u64 stride, u32 vocab, u32 chunk, const u32* ks,
                                   const u32* edit_start, const u32* edit_ids, const u32* edit_kinds,
@@ -189,63 +332,26 @@ __device__ inline void select_row(const T* logits, u64 stride, u32 vocab, u32 ch
     __shared__ LogSum warps[THREADS / WARP];
     __shared__ u32 last;
     const T* row = logits + blockIdx.y * stride;
-    u32 k = ks[blockIdx.y];
     u32 begin = blockIdx.x * chunk;
     u32 end = begin + chunk < vocab ? begin + chunk : vocab;
     bool wide = is_wide(row);
-    u32 edits = 0, edits_end = 0;
+    u32 k = ks[blockIdx.y];
+    Edits edits = {edit_ids, edit_kinds, edit_values, 0, 0};
     if (edit_start) {
-        edits_end = edit_start[blockIdx.y + 1];
-        edits = first_from(edit_ids, edit_start[blockIdx.y], edits_end, begin);
-        edits_end = first_from(edit_ids, edits, edits_end, end);
+        edits.begin = first_from(edit_ids, edit_start[blockIdx.y], edit_start[blockIdx.y + 1], begin);
+        edits.end = first_from(edit_ids, edits.begin, edit_start[blockIdx.y + 1], end);
     }
-    bool has_edits = edits < edits_end;
+    bool has_edits = edits.begin < edits.end;
     LogSum raw = {NEGATIVE_INFINITY, 0.0f}, edited = raw;
-    bool bad = false;
     clear(pool);
-
-    float next[EACH];
-    u32 mine = begin + threadIdx.x * EACH;
-    load8(row + mine, mine < end ? end - mine : 0, wide, NEGATIVE_INFINITY, next);
-    for (u32 tile = begin; tile < end; tile += TILE) {
-        float x[EACH];
-        u32 first = tile + threadIdx.x * EACH;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) x[i] = next[i];
-        // The next tile is on its way while this one is worked on.
-        u32 then = first + TILE;
-        load8(row + then, then < end ? end - then : 0, wide, NEGATIVE_INFINITY, next);
-#pragma unroll
-        for (int i = 0; i < EACH; i++) bad |= unusable(x[i]);
-        add(raw, x);
-        if (has_edits) {
-            u32 edit = first_from(edit_ids, edits, edits_end, first);
-#pragma unroll
-            for (u32 i = 0; i < EACH; i++) {
-                for (; edit < edits_end && edit_ids[edit] == first + i; edit++) {
-                    float value = edit_values[edit];
-                    u32 kind = edit_kinds[edit];
-                    if (kind == EDIT_PENALTY) {
-                        x[i] = x[i] < 0.0f ? x[i] * value : x[i] / value;
-                    } else {
-                        x[i] = kind == EDIT_BIAS ? x[i] + value : NEGATIVE_INFINITY;
-                    }
-                }
-                bad |= unusable(x[i]);
-            }
-            add(edited, x);
-        }
-        u64 keys[EACH];
-#pragma unroll
-        for (u32 i = 0; i < EACH; i++) {
-            bool finite = x[i] > NEGATIVE_INFINITY && x[i] < -NEGATIVE_INFINITY;
-            keys[i] = finite ? key_of(x[i], first + i) : 0;
-        }
-        if (tile == begin) prime(pool, keys, k);
-        offer(pool, keys, k);
+    if (has_edits) {
+        scan<T, true>(pool, row, begin, end, wide, k, edits, raw, edited);
+    } else {
+        scan<T, false>(pool, row, begin, end, wide, k, edits, raw, edited);
     }
-    shrink(pool, k);
-    bad = __syncthreads_or(bad);
+    cut(pool, k);
+    if (!has_edits) edited = raw;
+    bool bad = __syncthreads_or(raw.sum != raw.sum || edited.sum != edited.sum);
     raw = block_sum(raw, warps);
     edited = has_edits ? block_sum(edited, warps) : raw;
     u32 parts = gridDim.x;
@@ -255,7 +361,7 @@ __device__ inline void select_row(const T* logits, u64 stride, u32 vocab, u32 ch
     }
 
     u64 part = (u64)blockIdx.y * parts + blockIdx.x;
-    if (threadIdx.x < KEPT) part_keys[part * KEPT + threadIdx.x] = threadIdx.x < k ? pool.keys[threadIdx.x] : 0;
+    if (threadIdx.x < KEPT) part_keys[part * KEPT + threadIdx.x] = threadIdx.x < pool.used ? pool.keys[threadIdx.x] : 0;
     if (threadIdx.x == 0) {
         float* out = part_sums + part * 4;
         // A chunk that cannot be used tells so by the sum that it would have.
@@ -271,34 +377,48 @@ __device__ inline void select_row(const T* logits, u64 stride, u32 vocab, u32 ch
     __syncthreads();
     if (!last) return;
     __threadfence();
-    clear(pool);
-    const volatile u64* found = part_keys + (u64)blockIdx.y * parts * KEPT;
-    for (u32 from = 0; from < parts * KEPT; from += TILE) {
-        u64 keys[EACH];
-#pragma unroll
-        for (u32 i = 0; i < EACH; i++) {
-            u32 at = from + i * THREADS + threadIdx.x;
-            keys[i] = at < parts * KEPT ? found[at] : 0;
-        }
-        offer(pool, keys, k);
-    }
-    shrink(pool, k);
-    bad = false;
+    const volatile float* theirs = part_sums + (u64)blockIdx.y * parts * 4;
     raw.max = edited.max = NEGATIVE_INFINITY;
     raw.sum = edited.sum = 0.0f;
-    const volatile float* theirs = part_sums + (u64)blockIdx.y * parts * 4;
-    for (u32 i = 0; i < parts; i++) {
+    for (u32 i = threadIdx.x; threadIdx.x < WARP && i < parts; i += WARP) {
         LogSum a = {theirs[4 * i], theirs[4 * i + 1]}, b = {theirs[4 * i + 2], theirs[4 * i + 3]};
-        bad |= a.sum != a.sum;
         edited = joined(edited, a);
         raw = joined(raw, b);
     }
+    clear(pool);
+    const volatile u64* found = part_keys + (u64)blockIdx.y * parts * KEPT;
+    for (u32 from = 0; from < parts * KEPT; from += THREADS * JOINED) {
+        u64 keys[JOINED];
+#pragma unroll
+        for (u32 i = 0; i < JOINED; i++) {
+            u32 at = from + i * THREADS + threadIdx.x;
+            keys[i] = at < parts * KEPT ? found[at] : 0;
+        }
+        for (;;) {
+            bool full = false;
+            u64 floor = pool.floor;
+#pragma unroll
+            for (u32 i = 0; i < JOINED; i++) {
+                u32 at = keys[i] > floor ? atomicAdd(&pool.used, 1u) : POOL;
+                if (at < POOL) pool.keys[at] = keys[i];
+                full |= keys[i] > floor && at >= POOL;
+                if (at < POOL) keys[i] = 0;
+            }
+            if (!__syncthreads_or(full)) break;
+            cut(pool, k);
+        }
+    }
+    cut(pool, k);
+    bad = __syncthreads_or(edited.sum != edited.sum);
+    // The first warp has them all.
+    raw = warp_sum(raw);
+    edited = warp_sum(edited);
     if (threadIdx.x == 0) done[blockIdx.y] = 0;
     finish(pool, row, k, bad, edited, raw, ids, out_logits, raw_logits, sums, count, status);
 }
 
 #define SELECT(NAME, T)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)                                               \
         NAME(const T* logits, u64 stride, u32 vocab, u32 chunk, const u32* ks, const u32* edit_start,      \
              const u32* edit_ids, const u32* edit_kinds, const float* edit_values, u64* part_keys,         \
              float* part_sums, u32* done, u32* ids, float* out_logits, float* raw_logits, float* sums,     \

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Findings;
 
-const ELEMENTS: [(Element, &str); 3] =
+pub(super) const ELEMENTS: [(Element, &str); 3] =
     [(Element::F32, "f32"), (Element::F16, "f16"), (Element::Bf16, "bf16")];
 
 pub(super) fn check(gpu: &Gpu, quick: bool, findings: &mut Findings<'_>) {

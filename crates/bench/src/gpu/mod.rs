@@ -2,6 +2,7 @@
 //! the same models on the CPU, both services end to end; then the kernels' times, and decoding.
 
 mod kernels;
+mod layers;
 mod models;
 mod pair;
 pub mod speed;
@@ -84,6 +85,7 @@ impl<'a> Findings<'a> {
 /// Checks the kernels alone.
 pub fn check_kernels(gpu: &Gpu, extent: &Extent, findings: &mut Findings<'_>) {
     kernels::check(gpu, extent.quick, findings);
+    layers::check(gpu, extent.quick, findings);
 }
 
 /// Runs every check on a card.

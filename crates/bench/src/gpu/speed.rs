@@ -36,6 +36,8 @@ use crate::{
 
 /// Candidates of a step.
 const K: usize = 10;
+/// The selection as a step makes it: a product leaves logits in single precision.
+const SELECT_IN_A_STEP: &str = "select_f32";
 /// Bytes that no card's cache holds: written before every measured launch.
 const FLUSH: usize = 256 << 20;
 
@@ -127,7 +129,8 @@ pub async fn measure(gpu: &Gpu, extent: &Extent, say: impl Fn(&str)) -> Result<S
     for &rows in batches {
         say(&format!("kernels, {rows} rows"));
         for &vocab in vocabularies {
-            kernels.push(bench.select(rows, vocab)?);
+            kernels.push(bench.select("select", Element::Bf16, rows, vocab)?);
+            kernels.push(bench.select(SELECT_IN_A_STEP, Element::F32, rows, vocab)?);
         }
         kernels.push(bench.score(rows, d)?);
         kernels.push(bench.fuse(rows)?);
@@ -182,16 +185,20 @@ impl Bench<'_> {
         KernelTime { kernel, rows, columns, microseconds: seconds * 1e6, of_copy_bandwidth }
     }
 
-    fn select(&self, rows: usize, vocab: usize) -> Result<KernelTime> {
+    fn select(&self, name: &'static str, element: Element, rows: usize, vocab: usize) -> Result<KernelTime> {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        // One row's numbers for all: what they are does not matter to the time.
-        let row = numbers(&mut rng, vocab, 10.0);
-        let logits = self.gpu.upload_numbers(Element::Bf16, rows, vocab, &row.repeat(rows))?;
+        // As good as normal: equal numbers would have many more ties at the top than logits have.
+        let mut row = vec![0.0; vocab];
+        for _ in 0..8 {
+            row.iter_mut().zip(numbers(&mut rng, vocab, 2.0)).for_each(|(sum, x)| *sum += x);
+        }
+        // One row's numbers do for all.
+        let logits = self.gpu.upload_numbers(element, rows, vocab, &row.repeat(rows))?;
         let selection = vec![SelectRow { k: K, edits: Edits::NONE }; rows];
         let select = self.gpu.lay_out_select(&logits, &selection)?;
         let seconds = self.time(|| select.launch())?;
         select.read()?;
-        Ok(self.of("select", rows, vocab, rows * vocab * 2, seconds))
+        Ok(self.of(name, rows, vocab, rows * vocab * element.bytes(), seconds))
     }
 
     fn score(&self, rows: usize, d: usize) -> Result<KernelTime> {
@@ -320,7 +327,7 @@ fn share(kernels: &[KernelTime], streams: usize, step: f64) -> f64 {
             .min_by_key(|k| (k.0, usize::MAX - k.1))
             .map_or(f64::NAN, |k| k.2)
     };
-    (at("select") + at("score") + at("fuse_sample")) * 1e-6 / step
+    (at(SELECT_IN_A_STEP) + at("score") + at("fuse_sample")) * 1e-6 / step
 }
 
 impl Speeds {

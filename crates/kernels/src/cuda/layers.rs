@@ -7,7 +7,7 @@ use super::{
     Array, CudaError, Element, Gpu, HeadSize, Matrix, Program,
     blas::Product,
     matrix::{At, Stored, Words, address},
-    pack::{AttentionInput, SPAN},
+    pack::AttentionInput,
 };
 use crate::{AttentionRow, AttentionShape};
 
@@ -202,7 +202,8 @@ impl Gpu {
         let n = gate_up.width() / 2;
         let out = self.matrix(element, gate_up.rows(), n)?;
         let program = Program::SiluGate(element);
-        let columns = n.div_ceil(program.threads() as usize);
+        // A thread has eight numbers.
+        let columns = n.div_ceil(8 * program.threads() as usize);
         let arguments = [gate_up.at(self.stream()), n as u64, out.at(self.stream())];
         self.launch(program, [gate_up.rows(), columns, 1], &arguments)?;
         Ok(out)
@@ -282,7 +283,6 @@ impl Gpu {
                 shape.head_dim as u64,
                 shape.block_size as u64,
                 shape.window.unwrap_or(0) as u64,
-                SPAN as u64,
                 pass.input.at(pass.positions, self),
                 pass.input.at(pass.table_start, self),
                 pass.input.at(pass.tables, self),

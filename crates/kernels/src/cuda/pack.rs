@@ -58,10 +58,10 @@ impl SelectInput {
 /// How `select` cuts rows of `vocab` logits, so that `rows` of them keep `blocks` blocks busy: the
 /// logits of a chunk, and the chunks of a row.
 pub fn chunks(vocab: usize, rows: usize, blocks: usize) -> (usize, usize) {
-    const TILE: usize = 2048;
+    // As in `select.cu`.
+    const TILE: usize = 4096;
     let tiles = vocab.div_ceil(TILE).max(1);
-    // Shorter chunks would sort more than they read.
-    let wanted = (blocks / rows.max(1)).clamp(1, tiles.div_ceil(2));
+    let wanted = (blocks / rows.max(1)).clamp(1, tiles);
     let chunk = tiles.div_ceil(wanted) * TILE;
     (chunk, vocab.div_ceil(chunk).max(1))
 }
@@ -218,9 +218,9 @@ pub struct AttentionInput {
     pub spans: u32,
 }
 
-/// Positions that one block of `paged_attention` reads. Fixed, so that a row's bits do not depend on the
-/// rows beside it.
-pub const SPAN: usize = 256;
+/// Positions that one block of `paged_attention` reads, as the source has it. Fixed, so that a row's bits do
+/// not depend on the rows beside it.
+const SPAN: usize = 256;
 
 impl AttentionInput {
     /// Lays the rows out; neighbours of one sequence share their table.

@@ -174,8 +174,7 @@ impl Program {
     pub fn threads(self) -> u32 {
         match self {
             Self::Score(_) => 512,
-            Self::FuseSample => 64,
-            Self::PagedAttention(..) | Self::Rotate(_) => 128,
+            Self::FuseSample | Self::PagedAttention(..) | Self::Rotate(_) => 128,
             Self::Select(_)
             | Self::RmsNorm(_)
             | Self::SiluGate(_)

@@ -15,7 +15,7 @@ use super::{
 use crate::{Chosen, FuseRow, SelectRow};
 
 /// Blocks that keep a multiprocessor busy.
-const BLOCKS_EACH: usize = 2;
+const BLOCKS_EACH: usize = 4;
 
 /// The selection of candidates from a matrix of logits, laid out.
 pub struct Select<'a> {

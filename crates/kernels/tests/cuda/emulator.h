@@ -21,7 +21,8 @@
 #define __global__
 #define __device__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 
 struct Dim {
     unsigned x, y, z;
@@ -194,6 +195,7 @@ inline unsigned atomicAdd(unsigned* at, unsigned x) {
     *at += x;
     return before;
 }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float __int_as_float(int x) { return emulator::bits<int, float>(x); }
 inline float __uint_as_float(unsigned x) { return emulator::bits<unsigned, float>(x); }
 inline unsigned __float_as_uint(float x) { return emulator::bits<float, unsigned>(x); }

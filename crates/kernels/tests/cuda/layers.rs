@@ -32,7 +32,7 @@ fn number(n: usize) -> Arg {
 
 pub(crate) fn check_rms_norm(emulator: &Emulator) -> Result<(), String> {
     for element in emulator.elements() {
-        for (d, rows) in [(5, &[2u32, 0, 2][..]), (700, &[1, 3])] {
+        for (d, rows) in [(5, &[2u32, 0, 2][..]), (704, &[1, 3]), (8200, &[2]), (8203, &[])] {
             let mut rng = rng(d as u64);
             let (x, weight) = (numbers(&mut rng, 4 * d, 2.0), numbers(&mut rng, d, 1.5));
             let all: Vec<u32> = (0..4).collect();
@@ -157,13 +157,14 @@ pub(crate) fn check_rotate(emulator: &Emulator) -> Result<(), String> {
 }
 
 pub(crate) fn check_silu_gate(emulator: &Emulator) -> Result<(), String> {
-    for element in emulator.elements() {
-        let (rows, n) = (3, 300);
+    let shapes = emulator.elements().into_iter().flat_map(|element| [(element, 300), (element, 2080)]);
+    for (element, n) in shapes {
+        let rows = 3;
         let mut gate_up = numbers(&mut rng(3), rows * 2 * n, 3.0);
         (gate_up[0], gate_up[1], gate_up[2]) = (-100.0, 100.0, f32::NAN);
         let launch = Launch {
             program: Program::SiluGate(element),
-            grid: [rows, n.div_ceil(256), 1],
+            grid: [rows, n.div_ceil(8 * 256), 1],
             args: vec![Arg::f32s(&gate_up), number(n), Arg::room(rows * n * element.bytes())],
         };
         let mut got = loaded(&emulator.run(&[launch])?[0].0[2], element);
@@ -181,8 +182,9 @@ pub(crate) fn check_silu_gate(emulator: &Emulator) -> Result<(), String> {
 }
 
 pub(crate) fn check_embed(emulator: &Emulator) -> Result<(), String> {
-    for element in emulator.elements() {
-        let (d, ids) = (300, [4u32, 0, 4, 9]);
+    let shapes = emulator.elements().into_iter().flat_map(|element| [(element, 300), (element, 2080)]);
+    for (element, d) in shapes {
+        let ids = [4u32, 0, 4, 9];
         let table = stored(&numbers(&mut rng(4), 10 * d, 2.0), element);
         let launch = Launch {
             program: Program::Embed(element),
@@ -198,8 +200,9 @@ pub(crate) fn check_embed(emulator: &Emulator) -> Result<(), String> {
 }
 
 pub(crate) fn check_copy_rows(emulator: &Emulator) -> Result<(), String> {
-    for element in emulator.elements() {
-        let (d, rows) = (270, 4);
+    let shapes = emulator.elements().into_iter().flat_map(|element| [(element, 270), (element, 2080)]);
+    for (element, d) in shapes {
+        let rows = 4;
         let mut rng = rng(5);
         let from = stored(&numbers(&mut rng, 6 * d, 2.0), element);
         let weights = numbers(&mut rng, 2 * d, 2.0);

@@ -19,36 +19,37 @@ const COPY_ROWS: (Program, Check) = (Program::CopyRows(Element::F32), layers::ch
 
 const BUGS: &[((Program, Check), &str, &str)] = &[
     // Barriers that are not there.
-    (SELECT, "            __syncthreads();\n            for (u32 i", "            for (u32 i"),
+    (SELECT, "    __syncthreads();\n#pragma unroll\n    for (u32 i", "#pragma unroll\n    for (u32 i"),
     (SELECT, "== parts - 1;\n    __syncthreads();", "== parts - 1;"),
     (SCORE, "- max);\n    __syncthreads();", "- max);"),
-    (SCORE, "= value;\n    }\n    __syncthreads();", "= value;\n    }"),
+    (SCORE, "+ sum : sum;\n        }\n        __syncthreads();", "+ sum : sum;\n        }"),
+    (SCORE, "if (__syncthreads_or(bad)) {\n            if", "if (bad) {\n            if"),
     (
         FUSE,
-        "if (me < n) work.order[rank] = me;\n    __syncthreads();\n    u32 best",
-        "if (me < n) work.order[rank] = me;\n    u32 best",
+        "if (me < n) work.order[rank] = me;\n    __syncthreads();\n    best",
+        "if (me < n) work.order[rank] = me;\n    best",
     ),
     (ATTENTION, "        __syncthreads();\n        for (u32 task", "        for (u32 task"),
     // A barrier that only some threads reach.
     (
         SELECT,
-        "    __syncthreads();\n    if (threadIdx.x < KEPT) pool.keys[threadIdx.x] = 0;\n    __syncthreads();\n}",
-        "    if (threadIdx.x < KEPT) { pool.keys[threadIdx.x] = 0; __syncthreads(); }\n}",
+        "        pool.used = 0;\n    }\n    __syncthreads();\n#pragma",
+        "        pool.used = 0;\n        __syncthreads();\n    }\n#pragma",
     ),
+    // Floors that are too high.
+    (SELECT, "pool.floor = low - 1;", "pool.floor = low + (1ull << 32);"),
+    (SELECT, "if (count < k) {\n            high", "if (count + 1 < k) {\n            high"),
     // Ties to the higher id in a chunk's order of keys.
-    (
-        SELECT,
-        "return (u64)bits << 32 | (0xffffffffu - id);",
-        "return (u64)bits << 32 | (0xffffffffu - (id ^ 1));",
-    ),
+    (SELECT, "+ 0.0f) << 32 | (0xffffffffu - id);", "+ 0.0f) << 32 | (0xffffffffu - (id ^ 1));"),
     // A sum that forgets a lane, a span that ends early, a write behind the end.
     (SCORE, "return warp_sum(sum);", "return sum + __shfl_xor_sync(ALL_LANES, sum, 1);"),
     (
         ATTENTION,
-        "for (int step = TEAM / 2; step; step /= 2) score",
-        "for (int step = TEAM / 4; step; step /= 2) score",
+        "for (u32 step = TEAM / 2; step; step /= 2) {",
+        "for (u32 step = TEAM / 4; step; step /= 2) {",
     ),
-    (ATTENTION, "to = from + span < seen ? from + span", "to = from + span < seen ? from + span - 1"),
+    (ATTENTION, "to = from + SPAN < seen ? from + SPAN", "to = from + SPAN < seen ? from + SPAN - 1"),
+    (ATTENTION, "% block_size;\n    }\n    __syncthreads();", "% block_size;\n    }"),
     (FUSE, "if (reached >= target)", "if (reached > target * 1.01)"),
     (
         SCORE,
@@ -57,10 +58,10 @@ const BUGS: &[((Program, Check), &str, &str)] = &[
     ),
     // A norm before its sum is whole, a rotation the other way, a value that is turned, another row's key.
     (RMS_NORM, "= sum;\n    __syncthreads();", "= sum;"),
-    (ROTATE, "narrow(a * c - b * s, out[i]);", "narrow(a * c + b * s, out[i]);"),
+    (ROTATE, "narrow(a * c[j] - b * s[j], out[i]);", "narrow(a * c[j] + b * s[j], out[i]);"),
     (ROTATE, "if (head >= heads + kv_heads) {", "if (head > heads + kv_heads) {"),
     (ROTATE, ": keys + ((u64)slots[row]", ": keys + ((u64)positions[row]"),
-    (COPY_ROWS, "w ? x * w[i] : x", "w ? x * weights[0][i] : x"),
+    (COPY_ROWS, "load_row(w, at", "load_row(weights[0], at"),
 ];
 
 #[test]

@@ -110,7 +110,7 @@ fn score_gives_the_values_of_the_specification() {
     let Some(emulator) = Emulator::of("score") else { return left_out("CUDA sources on a CPU: no c++") };
     check(&emulator).unwrap();
     for element in Element::ALL {
-        for (d, gap) in [(1, 0), (64, 0), (70, 1), (512, 8)] {
+        for (d, gap) in [(1, 0), (64, 0), (70, 1), (512, 8), (4104, 0), (4099, 6)] {
             check_shape(&emulator, element, d, gap).unwrap();
         }
     }

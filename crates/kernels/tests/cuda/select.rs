@@ -148,7 +148,7 @@ impl Case {
 
 fn cases(element: Element) -> Vec<Case> {
     let shapes =
-        [(1, 0, 1), (7, 1, 4), (64, 0, 1), (2047, 1, 1), (2048, 8, 1), (5000, 3, 8), (12_345, 0, 16)];
+        [(1, 0, 1), (7, 1, 4), (64, 0, 1), (4095, 1, 1), (4096, 8, 3), (9000, 3, 8), (20_345, 0, 16)];
     let small = shapes.into_iter().enumerate();
     small.map(|(i, (vocab, gap, blocks))| Case::new(7 + i as u64, element, vocab, gap, 3, blocks)).collect()
 }
