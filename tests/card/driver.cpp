@@ -30,6 +30,10 @@ UNIT(paged_attention) {
 #include "common.cuh"
 #include "paged_attention.cu"
 }
+UNIT(chunk_attention) {
+#include "common.cuh"
+#include "chunk_attention.cu"
+}
 UNIT(rms_norm) {
 #include "common.cuh"
 #include "rms_norm.cu"
@@ -71,7 +75,8 @@ Kernel kernel(void (*f)(A...), std::index_sequence<I...>) {
 template <class... A> Kernel kernel(void (*f)(A...)) { return kernel(f, std::index_sequence_for<A...>()); }
 
 #define ONE(UNIT, NAME) {#NAME, kernel(unit_##UNIT::NAME)}
-#define EACH_FORMAT(UNIT, NAME) ONE(UNIT, NAME##_f32), ONE(UNIT, NAME##_f16), ONE(UNIT, NAME##_bf16)
+#define HALVES(UNIT, NAME) ONE(UNIT, NAME##_f16), ONE(UNIT, NAME##_bf16)
+#define EACH_FORMAT(UNIT, NAME) ONE(UNIT, NAME##_f32), HALVES(UNIT, NAME)
 const std::map<std::string, Kernel>& kernels() {
     static const std::map<std::string, Kernel> all = {
         EACH_FORMAT(select, select),
@@ -80,6 +85,9 @@ const std::map<std::string, Kernel>& kernels() {
         EACH_FORMAT(paged_attention, paged_attention_64),
         EACH_FORMAT(paged_attention, paged_attention_128),
         EACH_FORMAT(paged_attention, paged_attention_256),
+        HALVES(chunk_attention, chunk_attention_64),
+        HALVES(chunk_attention, chunk_attention_128),
+        HALVES(chunk_attention, chunk_attention_256),
         EACH_FORMAT(rms_norm, rms_norm),
         EACH_FORMAT(rotate, rotate),
         EACH_FORMAT(silu_gate, silu_gate),

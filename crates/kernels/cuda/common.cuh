@@ -61,10 +61,31 @@ __device__ inline void narrow(float x, F16& out) {
 #endif
 }
 __device__ inline void narrow(float x, Bf16& out) {
-    u32 bits = __float_as_uint(x);
-    // Adding to a NaN could carry into infinity.
-    u32 rounded = x != x ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u);
-    out.bits = (unsigned short)(rounded >> 16);
+#ifdef ATTUNE_ON_CPU
+    out.bits = float_to_bf16(x);
+#else
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+#endif
+}
+
+// Two at once, in one word.
+__device__ inline u32 narrow_pair(float low, float high, F16) {
+#ifdef ATTUNE_ON_CPU
+    return float_to_half(low) | (u32)float_to_half(high) << 16;
+#else
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#endif
+}
+__device__ inline u32 narrow_pair(float low, float high, Bf16) {
+#ifdef ATTUNE_ON_CPU
+    return float_to_bf16(low) | (u32)float_to_bf16(high) << 16;
+#else
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#endif
 }
 
 __device__ inline bool is_wide(const void* p) { return ((u64)p & 15) == 0; }
@@ -128,6 +149,19 @@ template <class T> __device__ inline void load_row(const T* row, u32 at, u32 n, 
 
 template <class T> __device__ inline bool is_wide_row(const T* row, u32 n) { return n % 8 == 0 && is_wide(row); }
 
+__device__ inline void store_wide(float* p, const float (&x)[8]) {
+#pragma unroll
+    for (u32 i = 0; i < 8; i += 4) {
+        uint4 out = {bits_of(x[i]), bits_of(x[i + 1]), bits_of(x[i + 2]), bits_of(x[i + 3])};
+        *(uint4*)(p + i) = out;
+    }
+}
+template <class T> __device__ inline void store_wide(T* p, const float (&x)[8]) {
+    uint4 out = {narrow_pair(x[0], x[1], T()), narrow_pair(x[2], x[3], T()), narrow_pair(x[4], x[5], T()),
+                 narrow_pair(x[6], x[7], T())};
+    *(uint4*)p = out;
+}
+
 // Rounds eight numbers into a row of `n` from `at` on, of which those behind the row's end are left out.
 template <class T> __device__ inline void store_row(T* row, u32 at, u32 n, bool wide, const float (&x)[8]) {
     if (!wide || at + 8 > n) {
@@ -137,19 +171,7 @@ template <class T> __device__ inline void store_row(T* row, u32 at, u32 n, bool 
         }
         return;
     }
-    u32 words[2 * sizeof(T)];
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) {
-        T narrowed;
-        narrow(x[i], narrowed);
-        u32& word = words[i * sizeof(T) / 4];
-        word = sizeof(T) == 4 || i % 2 == 0 ? bits_of(narrowed) : word | bits_of(narrowed) << 16;
-    }
-#pragma unroll
-    for (u32 i = 0; i < sizeof(T) / 2; i++) {
-        uint4 out = {words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]};
-        ((uint4*)(row + at))[i] = out;
-    }
+    store_wide(row + at, x);
 }
 
 #define LOG2_E 1.4426950408889634f

@@ -1,4 +1,5 @@
-// Attention of packed rows, of decoding and of prefill alike, over the paged key-value cache in place.
+// Attention of packed rows over the paged key-value cache in place: of decoding, and in single precision of
+// a prefill too, of which `chunk_attention.cu` does the rest.
 //
 // A block is one row, one key-value head, and one span of positions; spans have a fixed length from the
 // first position of the sequence, and the last block of a row and head to end joins them in order. So
@@ -22,15 +23,15 @@ __device__ inline float shrunk(float from, float to) {
 // `TEAM` lanes hold a head of `dim`.
 template <class T, u32 TEAM>
 __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* values, u32 heads,
-                              u32 kv_heads, u32 dim, u32 block_size, u32 window, const u32* positions,
-                              const u32* table_start, const u32* tables, float* parts, u32* done, T* out,
-                              u64 out_stride) {
-    constexpr u32 TEAMS = THREADS / TEAM;
+                              u32 kv_heads, u32 dim, u32 block_size, u32 window, const u32* rows,
+                              const u32* positions, const u32* table_start, const u32* tables, float* parts,
+                              u32* done, T* out, u64 out_stride) {
+    constexpr u32 teams = THREADS / TEAM;
     __shared__ LogSum merged[WARPS][TOGETHER];
     __shared__ float sums[WARPS][TOGETHER][TEAM * 8];
     __shared__ u32 slots[SPAN];
     __shared__ u32 last;
-    u32 row = blockIdx.x, kv_head = blockIdx.y, group = heads / kv_heads;
+    u32 row = rows[blockIdx.x], kv_head = blockIdx.y, group = heads / kv_heads;
     u32 seen = positions[row] + 1, first = window && seen > window ? seen - window : 0;
     u32 first_span = first / SPAN, spans = (seen - 1) / SPAN - first_span + 1;
     if (blockIdx.z >= spans) return;
@@ -69,12 +70,12 @@ __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* 
             }
         }
         // Every team makes the same number of rounds, since its warp shuffles together.
-        for (u32 round = 0; round < to - from; round += TEAMS * AHEAD) {
+        for (u32 round = 0; round < to - from; round += teams * AHEAD) {
             Eight<T> key[AHEAD], value[AHEAD];
             u64 at[AHEAD];
 #pragma unroll
             for (u32 a = 0; a < AHEAD; a++) {
-                u32 position = round + a * TEAMS + team;
+                u32 position = round + a * teams + team;
                 u32 slot = slots[position < to - from ? position : 0];
                 at[a] = ((u64)slot * kv_heads + kv_head) * dim + offset;
             }
@@ -114,7 +115,7 @@ __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* 
                     for (u32 step = TEAM / 2; step; step /= 2) {
                         scores[h][a] += __shfl_xor_sync(ALL_LANES, scores[h][a], step);
                     }
-                    bool valid = round + a * TEAMS + team < to - from;
+                    bool valid = round + a * teams + team < to - from;
                     if (!valid) scores[h][a] = NEGATIVE_INFINITY;
                     max = fmaxf(max, scores[h][a]);
                 }
@@ -177,7 +178,7 @@ __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* 
             if (spans == 1) {
                 narrow(x / sum, out[row * out_stride + at * dim + i]);
             } else {
-                float* part = parts + (((u64)row * heads + at) * gridDim.z + blockIdx.z) * part_size;
+                float* part = parts + (((u64)blockIdx.x * heads + at) * gridDim.z + blockIdx.z) * part_size;
                 if (i == 0) {
                     part[0] = max;
                     part[1] = sum;
@@ -190,7 +191,7 @@ __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* 
     // What this block wrote is seen by whoever sees its count.
     __threadfence();
     __syncthreads();
-    u32* counter = done + (u64)row * kv_heads + kv_head;
+    u32* counter = done + (u64)blockIdx.x * kv_heads + kv_head;
     if (threadIdx.x == 0) last = atomicAdd(counter, 1u) == spans - 1;
     __syncthreads();
     if (!last) return;
@@ -198,7 +199,7 @@ __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* 
     for (u32 task = threadIdx.x; task < group * dim; task += THREADS) {
         u64 at = (u64)kv_head * group + task / dim;
         u32 i = task % dim;
-        const volatile float* part = parts + ((u64)row * heads + at) * gridDim.z * part_size;
+        const volatile float* part = parts + ((u64)blockIdx.x * heads + at) * gridDim.z * part_size;
         float max = NEGATIVE_INFINITY, sum = 0.0f, x = 0.0f;
         for (u32 s = 0; s < spans; s++) max = fmaxf(max, part[s * part_size]);
         for (u32 s = 0; s < spans; s++) {
@@ -211,16 +212,16 @@ __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* 
     if (threadIdx.x == 0) *counter = 0;
 }
 
-// `q` is `[rows, q_stride]`, heads first; `keys` and `values` `[slots, kv_heads * dim]`. `tables`: the block
-// tables, of which a row's begins at `table_start`. `window` 0: none. The grid is rows, key-value heads, and
-// as many spans as the longest row needs. `done` is 0 before and after.
+// `q` is `[.., q_stride]`, heads first; `keys` and `values` `[slots, kv_heads * dim]`. `tables`: the block
+// tables, of which a row's begins at `table_start`. `window` 0: none. `rows [gridDim.x]`: those that are computed.
+// The grid is rows, key-value heads, and as many spans as the longest row needs. `done` is 0 before and after.
 #define ATTENTION(NAME, T, TEAM)                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                               \
         NAME(const T* q, u64 q_stride, const T* keys, const T* values, u32 heads, u32 kv_heads, u32 dim,   \
-             u32 block_size, u32 window, const u32* positions, const u32* table_start, const u32* tables,  \
-             float* parts, u32* done, T* out, u64 out_stride) {                                            \
-        attend<T, TEAM>(q, q_stride, keys, values, heads, kv_heads, dim, block_size, window, positions,    \
-                        table_start, tables, parts, done, out, out_stride);                                \
+             u32 block_size, u32 window, const u32* rows, const u32* positions, const u32* table_start,    \
+             const u32* tables, float* parts, u32* done, T* out, u64 out_stride) {                         \
+        attend<T, TEAM>(q, q_stride, keys, values, heads, kv_heads, dim, block_size, window, rows,         \
+                        positions, table_start, tables, parts, done, out, out_stride);                     \
     }
 // HEAD names one size to compile.
 #if !defined(HEAD) || HEAD == 64

@@ -34,20 +34,20 @@ __device__ inline void weigh(const T* hidden, const float* weights, u32 from, u3
 template <class T, bool WIDE>
 __device__ inline float dot(const T* table, u32 d, u32 from, u32 many, const float* weighted) {
     // A lane asks for so many times eight numbers before it uses the first.
-    constexpr u32 AHEAD = WIDE ? 32 / sizeof(T) : 2;
+    constexpr u32 ahead = WIDE ? 32 / sizeof(T) : 2;
     float sum = 0.0f;
-    for (u32 base = threadIdx.x % WARP * 8; base < many; base += AHEAD * WARP * 8) {
-        Eight<T> stored[AHEAD];
+    for (u32 base = threadIdx.x % WARP * 8; base < many; base += ahead * WARP * 8) {
+        Eight<T> stored[ahead];
         const T* first = table + from + base;
-        if (WIDE && from + base + (AHEAD - 1) * WARP * 8 < d) {
+        if (WIDE && from + base + (ahead - 1) * WARP * 8 < d) {
 #pragma unroll
-            for (u32 i = 0; i < AHEAD; i++) load_wide(first + i * WARP * 8, stored[i]);
+            for (u32 i = 0; i < ahead; i++) load_wide(first + i * WARP * 8, stored[i]);
         } else {
 #pragma unroll
-            for (u32 i = 0; i < AHEAD; i++) load_row(table, from + base + i * WARP * 8, d, WIDE, stored[i]);
+            for (u32 i = 0; i < ahead; i++) load_row(table, from + base + i * WARP * 8, d, WIDE, stored[i]);
         }
 #pragma unroll
-        for (u32 i = 0; i < AHEAD; i++) {
+        for (u32 i = 0; i < ahead; i++) {
             u32 at = base + i * WARP * 8;
             float a[8];
             widen(stored[i], a);

@@ -122,7 +122,7 @@ fn rows(gpu: &Gpu, element: Element, d: usize) -> Result<String> {
     let slots: Vec<usize> = (0..tokens.len()).collect();
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 8, block_size: BLOCK, window: None };
     let pass = PassRows { tokens: &tokens, rows: &places, slots: &slots, outputs: &[4, 1] };
-    let pass = gpu.pass(&pass, &shape)?;
+    let pass = gpu.pass(&pass, &shape, element)?;
     let embedded = gpu.embed(&table, &pass)?;
     let x = gpu.numbers(&embedded)?;
     let own = |token: u32| &tables[token as usize * d..][..d];
@@ -177,7 +177,7 @@ fn attention(gpu: &Gpu, element: Element, shape: &AttentionShape, length: usize)
     let slots: Vec<usize> = rows.iter().map(slot).collect();
     let tokens = vec![0; rows.len()];
     let pass = PassRows { tokens: &tokens, rows: &rows, slots: &slots, outputs: &[] };
-    let pass = gpu.pass(&pass, shape)?;
+    let pass = gpu.pass(&pass, shape, element)?;
 
     // What stands in the cache already.
     let width = kv_heads * dim;

@@ -34,11 +34,11 @@ impl Hardware {
         };
         let size = head_size(assets.config.head_dim)?;
         // What does not compile or load is told now, not by the first request.
-        gpu.prepare([
+        let attention = Program::attention(element, size);
+        gpu.prepare(attention.chain([
             Program::Select(Element::F32),
             Program::Score(element),
             Program::FuseSample,
-            Program::PagedAttention(element, size),
             Program::RmsNorm(element),
             Program::Rotate(element),
             Program::SiluGate(element),
@@ -46,7 +46,7 @@ impl Hardware {
             Program::CopyRows(element),
             Program::AddBias(Element::F32),
             Program::AddBias(element),
-        ])?;
+        ]))?;
         Ok(Self::Card(gpu.clone(), element))
     }
 

@@ -159,9 +159,9 @@ impl Hardware {
     ) -> Result<Placed<'a>, ForwardError> {
         let card = match self {
             Self::Cpu(_) => None,
-            Self::Card(gpu, _) => {
+            Self::Card(gpu, element) => {
                 let Plan { tokens, slots, rows, outputs, .. } = &plan;
-                Some(gpu.pass(&PassRows { tokens, rows, slots, outputs }, shape)?)
+                Some(gpu.pass(&PassRows { tokens, rows, slots, outputs }, shape, *element)?)
             }
         };
         Ok(Placed { plan, card })

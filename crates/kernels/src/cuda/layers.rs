@@ -23,7 +23,6 @@ pub struct CardLinear {
 pub struct Pass {
     rows: usize,
     outputs: usize,
-    spans: usize,
     input: Stored,
     tokens: At,
     positions: At,
@@ -31,6 +30,10 @@ pub struct Pass {
     output_rows: At,
     table_start: At,
     tables: At,
+    /// The rows that attend one by one, how many they are, and the spans of the one with the most.
+    singles: (At, usize, usize),
+    /// The tiles of chunks, and how many they are.
+    tiles: (At, usize),
     /// What spans of attention leave to one another; a layer leaves it as it was.
     parts: Array<f32>,
     done: Array<u32>,
@@ -58,14 +61,20 @@ pub struct CardRope {
 }
 
 impl Gpu {
-    /// Lays a pass out for a model with these heads.
+    /// Lays a pass out for a model with these heads and this number format.
     ///
     /// # Errors
     /// The card's memory is full.
-    pub fn pass(&self, pass: &PassRows<'_>, shape: &AttentionShape) -> Result<Pass, CudaError> {
-        // A window makes rows need fewer spans, never more.
-        let attention = AttentionInput::new(pass.rows, None);
-        let spans = attention.spans as usize;
+    pub fn pass(
+        &self,
+        pass: &PassRows<'_>,
+        shape: &AttentionShape,
+        element: Element,
+    ) -> Result<Pass, CudaError> {
+        // A window makes rows need fewer spans, never more, and some layers may have none.
+        let attention = AttentionInput::new(pass.rows, &AttentionShape { window: None, ..*shape }, element);
+        let (singles, spans) = (attention.singles.len(), attention.spans as usize);
+        let tiles = attention.tiles.len();
         let mut words = Words::default();
         let tokens = words.add(pass.tokens.iter().copied());
         let positions = words.add(attention.positions);
@@ -73,12 +82,15 @@ impl Gpu {
         let output_rows = words.add(pass.outputs.iter().copied());
         let table_start = words.add(attention.table_start);
         let tables = words.add(attention.tables);
+        let single_rows = words.add(attention.singles);
+        let tiled = words.add(attention.tiles.into_iter().flatten());
         let rows = pass.rows.len();
-        let part = if spans > 1 { rows * shape.heads * spans * (shape.head_dim + 2) } else { 0 };
+        let part = if spans > 1 { singles * shape.heads * spans * (shape.head_dim + 2) } else { 0 };
         Ok(Pass {
             rows,
             outputs: pass.outputs.len(),
-            spans,
+            singles: (single_rows, singles, spans),
+            tiles: (tiled, tiles),
             input: words.store(self)?,
             tokens,
             positions,
@@ -87,7 +99,7 @@ impl Gpu {
             table_start,
             tables,
             parts: self.room(part)?,
-            done: self.zeros(rows * shape.kv_heads)?,
+            done: self.zeros(singles * shape.kv_heads)?,
         })
     }
 
@@ -270,27 +282,33 @@ impl Gpu {
         let (stream, width) = (self.stream(), shape.heads * shape.head_dim);
         let size = head_size(shape.head_dim)?;
         let out = self.matrix(q.element(), pass.rows, width)?;
+        let common = [
+            q.at(stream),
+            q.width() as u64,
+            cache.0.at(stream),
+            cache.1.at(stream),
+            shape.heads as u64,
+            shape.kv_heads as u64,
+            shape.head_dim as u64,
+            shape.block_size as u64,
+            shape.window.unwrap_or(0) as u64,
+        ];
+        let places = [pass.positions, pass.table_start, pass.tables].map(|at| pass.input.at(at, self));
+        let to = [out.at(stream), width as u64];
+        let (rows, singles, spans) = pass.singles;
+        let rows = [pass.input.at(rows, self)];
+        let parts = [address(&pass.parts, stream), address(&pass.done, stream)];
         self.launch(
             Program::PagedAttention(q.element(), size),
-            [pass.rows, shape.kv_heads, pass.spans],
-            &[
-                q.at(stream),
-                q.width() as u64,
-                cache.0.at(stream),
-                cache.1.at(stream),
-                shape.heads as u64,
-                shape.kv_heads as u64,
-                shape.head_dim as u64,
-                shape.block_size as u64,
-                shape.window.unwrap_or(0) as u64,
-                pass.input.at(pass.positions, self),
-                pass.input.at(pass.table_start, self),
-                pass.input.at(pass.tables, self),
-                address(&pass.parts, stream),
-                address(&pass.done, stream),
-                out.at(stream),
-                width as u64,
-            ],
+            [singles, shape.kv_heads, spans],
+            &[&common[..], &rows, &places, &parts, &to].concat(),
+        )?;
+        let (tiles, count) = pass.tiles;
+        let tiles = [pass.input.at(tiles, self)];
+        self.launch(
+            Program::ChunkAttention(q.element(), size),
+            [count, shape.kv_heads, 1],
+            &[&common[..], &places, &tiles, &to].concat(),
         )?;
         Ok(out)
     }

@@ -2,8 +2,9 @@
 
 use attune_guidance::{Candidates, MAX_CANDIDATES, RowError};
 
+use super::Element;
 use crate::select::{Edit, by_id};
-use crate::{AttentionRow, Chosen, FuseRow, SelectRow};
+use crate::{AttentionRow, AttentionShape, Chosen, FuseRow, SelectRow};
 
 /// The status that a kernel gives a row.
 fn outcome(status: u32) -> Result<(), RowError> {
@@ -205,7 +206,7 @@ impl FuseInput {
     }
 }
 
-/// What `paged_attention` reads beside the tensors, for `R` rows.
+/// What the attention kernels read beside the tensors, for `R` rows.
 #[derive(Debug, Default)]
 pub struct AttentionInput {
     /// `[R]`.
@@ -214,34 +215,57 @@ pub struct AttentionInput {
     pub table_start: Vec<u32>,
     /// The block tables of all sequences.
     pub tables: Vec<u32>,
-    /// Spans of the row with the most.
+    /// The rows that `paged_attention` computes.
+    pub singles: Vec<u32>,
+    /// Spans of the one of them with the most.
     pub spans: u32,
+    /// What `chunk_attention` computes: the first row and the tokens of every tile.
+    pub tiles: Vec<[u32; 2]>,
 }
 
 /// Positions that one block of `paged_attention` reads, as the source has it. Fixed, so that a row's bits do
 /// not depend on the rows beside it.
 const SPAN: usize = 256;
 
+/// Query heads times tokens of a tile, as `chunk_attention.cu` has it.
+const TILE_ROWS: usize = 64;
+
+/// Fewer tokens of one sequence are not worth a tile.
+const LEAST_CHUNK: usize = 8;
+
 impl AttentionInput {
-    /// Lays the rows out; neighbours of one sequence share their table.
-    pub fn new(rows: &[AttentionRow<'_>], window: Option<usize>) -> Self {
+    /// Lays the rows out; neighbours of one sequence share their table, and are a chunk where there are tensor
+    /// cores for `element`.
+    pub fn new(rows: &[AttentionRow<'_>], shape: &AttentionShape, element: Element) -> Self {
         let mut input = Self { spans: 1, ..Self::default() };
-        let mut last: Option<(&[u32], u32)> = None;
-        for row in rows {
-            let start = match last {
-                Some((blocks, start)) if std::ptr::eq(blocks, row.blocks) => start,
-                _ => {
-                    let start = input.tables.len() as u32;
-                    input.tables.extend_from_slice(row.blocks);
-                    start
-                }
-            };
-            last = Some((row.blocks, start));
-            let first = window.map_or(0, |window| (row.position + 1).saturating_sub(window));
-            input.spans = input.spans.max((row.position / SPAN - first / SPAN + 1) as u32);
-            input.positions.push(row.position as u32);
-            input.table_start.push(start);
+        let mut rest = rows;
+        while let Some(first) = rest.first() {
+            let same = |row: &&AttentionRow<'_>| std::ptr::eq(row.blocks, first.blocks);
+            let (own, others) = rest.split_at(rest.iter().take_while(same).count());
+            rest = others;
+            let start = input.tables.len() as u32;
+            input.tables.extend_from_slice(first.blocks);
+            input.table_start.extend(own.iter().map(|_| start));
+            let row = input.positions.len();
+            input.positions.extend(own.iter().map(|row| row.position as u32));
+            let neighbours = own.windows(2).all(|pair| pair[1].position == pair[0].position + 1);
+            let tokens = TILE_ROWS / (shape.heads / shape.kv_heads);
+            if element.has_tensor_cores() && neighbours && own.len() >= LEAST_CHUNK && tokens > 0 {
+                let tiles = (0..own.len()).step_by(tokens);
+                let tile = |at: usize| [(row + at) as u32, tokens.min(own.len() - at) as u32];
+                input.tiles.extend(tiles.map(tile));
+            } else {
+                input.singles.extend((row..row + own.len()).map(|row| row as u32));
+                let spans = own.iter().map(|row| {
+                    let seen = row.position + 1;
+                    let first = shape.window.map_or(0, |window| seen.saturating_sub(window));
+                    (row.position / SPAN - first / SPAN + 1) as u32
+                });
+                input.spans = spans.fold(input.spans, u32::max);
+            }
         }
+        // Those that read the most begin first.
+        input.tiles.sort_by_key(|&[row, _]| std::cmp::Reverse(input.positions[row as usize]));
         input
     }
 }

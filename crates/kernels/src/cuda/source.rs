@@ -20,6 +20,11 @@ impl Element {
         if self == Self::F32 { 4 } else { 2 }
     }
 
+    /// Whether our kernels multiply it by tensor cores.
+    pub(super) fn has_tensor_cores(self) -> bool {
+        self != Self::F32
+    }
+
     fn suffix(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -77,8 +82,10 @@ pub enum Program {
     Score(Element),
     /// Fusion and choice.
     FuseSample,
-    /// Attention over the paged cache.
+    /// Attention over the paged cache, row by row.
     PagedAttention(Element, HeadSize),
+    /// Attention of a prefill's chunks by tensor cores; not in single precision.
+    ChunkAttention(Element, HeadSize),
     /// Root-mean-square norm, from single precision.
     RmsNorm(Element),
     /// Rotation of queries and keys, and the way of keys and values into the cache.
@@ -100,13 +107,19 @@ impl Program {
     pub fn all() -> Vec<Self> {
         let sizes = [HeadSize::Upto64, HeadSize::Upto128, HeadSize::Upto256];
         let of = |element| {
-            let attention = sizes.map(|size| Self::PagedAttention(element, size));
+            let attention = sizes.into_iter().flat_map(move |size| Self::attention(element, size));
             let layers =
                 [Self::RmsNorm, Self::Rotate, Self::SiluGate, Self::Embed, Self::CopyRows, Self::AddBias];
             let step = [Self::Select(element), Self::Score(element)];
             step.into_iter().chain(attention).chain(layers.map(|program| program(element)))
         };
         Element::ALL.into_iter().flat_map(of).chain([Self::FuseSample]).collect()
+    }
+
+    /// What attends with heads of this size.
+    pub fn attention(element: Element, size: HeadSize) -> impl Iterator<Item = Self> {
+        let chunks = element.has_tensor_cores().then_some(Self::ChunkAttention(element, size));
+        [Self::PagedAttention(element, size)].into_iter().chain(chunks)
     }
 
     /// The name of its source.
@@ -116,6 +129,7 @@ impl Program {
             Self::Score(_) => "score",
             Self::FuseSample => "fuse_sample",
             Self::PagedAttention(..) => "paged_attention",
+            Self::ChunkAttention(..) => "chunk_attention",
             Self::RmsNorm(_) => "rms_norm",
             Self::Rotate(_) => "rotate",
             Self::SiluGate(_) => "silu_gate",
@@ -132,6 +146,7 @@ impl Program {
             Self::Select(element)
             | Self::Score(element)
             | Self::PagedAttention(element, _)
+            | Self::ChunkAttention(element, _)
             | Self::RmsNorm(element)
             | Self::Rotate(element)
             | Self::SiluGate(element)
@@ -148,6 +163,7 @@ impl Program {
             Self::Score(_) => include_str!("../../cuda/score.cu"),
             Self::FuseSample => include_str!("../../cuda/fuse_sample.cu"),
             Self::PagedAttention(..) => include_str!("../../cuda/paged_attention.cu"),
+            Self::ChunkAttention(..) => include_str!("../../cuda/chunk_attention.cu"),
             Self::RmsNorm(_) => include_str!("../../cuda/rms_norm.cu"),
             Self::Rotate(_) => include_str!("../../cuda/rotate.cu"),
             Self::SiluGate(_) => include_str!("../../cuda/silu_gate.cu"),
@@ -162,7 +178,7 @@ impl Program {
     pub fn entry(self) -> String {
         let name = self.name();
         match (self, self.element()) {
-            (Self::PagedAttention(_, size), Some(element)) => {
+            (Self::PagedAttention(_, size) | Self::ChunkAttention(_, size), Some(element)) => {
                 format!("{name}_{}_{}", size.room(), element.suffix())
             }
             (_, Some(element)) => format!("{name}_{}", element.suffix()),
@@ -174,7 +190,7 @@ impl Program {
     pub fn threads(self) -> u32 {
         match self {
             Self::Score(_) => 512,
-            Self::FuseSample | Self::PagedAttention(..) | Self::Rotate(_) => 128,
+            Self::FuseSample | Self::PagedAttention(..) | Self::ChunkAttention(..) | Self::Rotate(_) => 128,
             Self::Select(_)
             | Self::RmsNorm(_)
             | Self::SiluGate(_)
@@ -191,7 +207,9 @@ impl Program {
         match self {
             // A product contracted with a sum would round otherwise than the specification does.
             Self::FuseSample => options.push("--fmad=false".into()),
-            Self::PagedAttention(_, size) => options.push(format!("--define-macro=HEAD={}", size.room())),
+            Self::PagedAttention(_, size) | Self::ChunkAttention(_, size) => {
+                options.push(format!("--define-macro=HEAD={}", size.room()))
+            }
             _ => {}
         }
         options

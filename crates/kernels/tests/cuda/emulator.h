@@ -182,6 +182,29 @@ template <class T> T shuffle(int line, unsigned mask, T x, int step) {
     return bits<uint64_t, T>(brought[threadIdx.x ^ step]);
 }
 
+// The tensor cores' product of a warp: see `chunk_attention.cu`.
+template <class Widen>
+inline void multiply(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2], Widen widen) {
+    struct Part {
+        const unsigned *a, *b;
+    } mine = {a, b};
+    // The lanes' registers stay where they are until all have read them.
+    wait(Wait::Warp, -1, (uint64_t)&mine);
+    unsigned warp = threadIdx.x / 32 * 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    auto part = [&](unsigned lane) { return (const Part*)brought[warp + lane]; };
+    auto half = [&](unsigned word, unsigned which) { return widen((unsigned short)(word >> (16 * which))); };
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned row = g + i / 2 * 8, column = 2 * t + i % 2;
+        for (unsigned k = 0; k < 16; k++) {
+            unsigned owner = k % 8 / 2;
+            float x = half(part(row % 8 * 4 + owner)->a[row / 8 + k / 8 * 2], k % 2);
+            float y = half(part(column * 4 + owner)->b[k / 8], k % 2);
+            sum[i] += x * y;
+        }
+    }
+    wait(Wait::Warp, -2, 0);
+}
+
 }  // namespace emulator
 
 #define __syncthreads() emulator::block(__LINE__)
@@ -202,6 +225,13 @@ inline unsigned __float_as_uint(float x) { return emulator::bits<float, unsigned
 inline double __longlong_as_double(long long x) { return emulator::bits<long long, double>(x); }
 inline long long __double_as_longlong(double x) { return emulator::bits<double, long long>(x); }
 inline float __expf(float x) { return expf(x); }
+
+inline float bf16_to_float(unsigned short bits) { return __uint_as_float((unsigned)bits << 16); }
+// To the nearest, ties to even; a NaN to the card's own.
+inline unsigned short float_to_bf16(float x) {
+    unsigned bits = __float_as_uint(x);
+    return isnan(x) ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 
 // By the definition of the format; ties to even.
 inline float half_to_float(unsigned short bits) {

@@ -12,7 +12,8 @@ const SCORE: (Program, Check) = (Program::Score(Element::F32), score::check);
 const FUSE: (Program, Check) = (Program::FuseSample, fuse_sample::check);
 const ATTENTION: (Program, Check) =
     (Program::PagedAttention(Element::F32, HeadSize::Upto64), attention::check);
-
+const CHUNKS: (Program, Check) =
+    (Program::ChunkAttention(Element::F16, HeadSize::Upto64), attention::check_chunks);
 const RMS_NORM: (Program, Check) = (Program::RmsNorm(Element::F32), layers::check_rms_norm);
 const ROTATE: (Program, Check) = (Program::Rotate(Element::F32), layers::check_rotate);
 const COPY_ROWS: (Program, Check) = (Program::CopyRows(Element::F32), layers::check_copy_rows);
@@ -56,6 +57,13 @@ const BUGS: &[((Program, Check), &str, &str)] = &[
         "if (threadIdx.x == 0) status[row] = ROW_BAD_REWARD;",
         "if (threadIdx.x == 0) status[row + 1] = ROW_BAD_REWARD;",
     ),
+    // Products before their numbers are there, a token that sees the next, numbers of other positions.
+    (CHUNKS, "        __syncthreads();\n\n        float scores", "        float scores"),
+    (CHUNKS, "the last span.\n        __syncthreads();", ""),
+    (CHUNKS, "p <= own &&", "p <= own + 1 &&"),
+    (CHUNKS, "words[0], words[4]}", "words[0], words[8]}"),
+    (CHUNKS, "words[0], words[4 * value_words]}", "words[4 * value_words], words[0]}"),
+    (CHUNKS, "mean[n][2 * r + 1] *= shrink;", ""),
     // A norm before its sum is whole, a rotation the other way, a value that is turned, another row's key.
     (RMS_NORM, "= sum;\n    __syncthreads();", "= sum;"),
     (ROTATE, "narrow(a * c[j] - b * s[j], out[i]);", "narrow(a * c[j] + b * s[j], out[i]);"),
@@ -67,7 +75,11 @@ const BUGS: &[((Program, Check), &str, &str)] = &[
 #[test]
 fn planted_bugs_are_caught() {
     for ((program, check), from, to) in BUGS {
-        let defines = if matches!(program, Program::FuseSample) { &[][..] } else { &["ONLY 4", "HEAD 64"] };
+        let defines = match program {
+            Program::FuseSample => &[][..],
+            Program::ChunkAttention(..) => &["ONLY 2", "HEAD 64"],
+            _ => &["ONLY 4", "HEAD 64"],
+        };
         let Some(emulator) = Emulator::changed(*program, defines, from, to) else {
             return left_out("CUDA sources on a CPU: no c++");
         };
