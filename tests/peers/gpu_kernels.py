@@ -1,8 +1,9 @@
 """The work of `attune gpu bench`'s kernels in PyTorch, on the same card and with the same clock.
 
 select and select_f32: torch.topk and torch.logsumexp, in bfloat16 and in single precision; score: the
-candidates' rows by index and einsum, log_softmax; fuse_sample: softmax and multinomial. CUDA events, the
-card's cache written over before every run, medians.
+candidates' rows by index and einsum, log_softmax; fuse_sample: softmax and multinomial;
+attention and prompt: scaled_dot_product_attention, whose cache lies in one piece. CUDA events, the card's
+cache written over before every run, medians.
 With --beside FILE it shows each beside Attune's own time from that file, and adds its times to it.
 --dry-run shows what would be run, without torch.
 """
@@ -25,6 +26,8 @@ def works():
             yield "select_f32", rows, vocab
         yield "score", rows, WIDTH
         yield "fuse_sample", rows, K
+        yield "attention", rows, 1024
+    yield "prompt", 4096, 4096
 
 
 def timed(torch, work, flush):
@@ -55,6 +58,12 @@ def prepared(torch, kernel, rows, columns):
         weights = torch.randn(columns, device="cuda", dtype=torch.bfloat16)
         ids = torch.randint(0, 32_000, (rows, K), device="cuda")
         return lambda: torch.log_softmax(torch.einsum("bkd,bd->bk", head[ids], hidden * weights), -1)
+    if kernel in ("attention", "prompt"):
+        texts, queries = (rows, 1) if kernel == "attention" else (1, rows)
+        shapes = [(texts, 32, queries, 128), (texts, 8, columns, 128), (texts, 8, columns, 128)]
+        q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return lambda: attend(q, k, v, is_causal=kernel == "prompt", enable_gqa=True)
     base = torch.randn(rows, K, device="cuda")
     rewards = torch.randn(rows, 2, K, device="cuda")
     strengths = torch.full((rows, 2, 1), 0.8, device="cuda")

@@ -1,6 +1,7 @@
 //! What is checked and measured on a card: the kernels against their specification, models on it against
 //! the same models on the CPU, both services end to end; then the kernels' times, and decoding.
 
+mod kernel_speed;
 mod kernels;
 mod layers;
 mod models;

@@ -1,45 +1,28 @@
 //! The kernels' times on a card, and decoding there.
 
-use std::{
-    cell::RefCell,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 use attune_engine::{
     Tokenizer,
     random_checkpoint::{Family, Shape},
 };
-use attune_kernels::{
-    Edits, SelectRow,
-    cuda::{CardRow, CardScore, CudaError, Element, Gpu, Matrix},
-    fuse_sample,
-};
-use rand::SeedableRng as _;
-use rand_chacha::ChaCha8Rng;
+use attune_kernels::cuda::Gpu;
 use serde::Serialize;
 
 use super::{
     Extent,
-    kernels::{Fusable, numbers},
+    kernel_speed::{SELECT_IN_A_STEP, time_kernels},
     models::random_base,
     pair::{guided, plain},
 };
 use crate::{
     load::{Arrivals, Load, drive},
     prompts,
-    report::{Report, median},
+    report::Report,
     service::Service,
     timed::{TimedConfig, TimedWorker},
 };
-
-/// Candidates of a step.
-const K: usize = 10;
-/// The selection as a step makes it: a product leaves logits in single precision.
-const SELECT_IN_A_STEP: &str = "select_f32";
-/// Bytes that no card's cache holds: written before every measured launch.
-const FLUSH: usize = 256 << 20;
 
 /// One kernel at one size.
 #[derive(Debug, Clone, Serialize)]
@@ -103,46 +86,18 @@ pub struct Speeds {
     pub decode: Vec<DecodeTime>,
 }
 
-struct Bench<'a> {
-    gpu: &'a Gpu,
-    flush: RefCell<Matrix>,
-    copy_bandwidth: f64,
-    rounds: usize,
-}
-
 /// Measures kernels and decoding; `say` hears what is under way.
 ///
 /// # Errors
 /// The card or a service failed.
 pub async fn measure(gpu: &Gpu, extent: &Extent, say: impl Fn(&str)) -> Result<Speeds> {
-    let mut bench = Bench {
-        gpu,
-        flush: RefCell::new(gpu.zero_matrix(Element::F32, 1, if extent.quick { 1024 } else { FLUSH / 4 })?),
-        copy_bandwidth: f64::NAN,
-        rounds: if extent.quick { 2 } else { 30 },
-    };
-    bench.copy_bandwidth = bench.copy()?;
-    let batches: &[usize] = if extent.quick { &[1, 3] } else { &[1, 8, 64, 256] };
-    let vocabularies: &[usize] = if extent.quick { &[3000] } else { &[32_000, 128_256, 151_936] };
-    let d = if extent.quick { 128 } else { 4096 };
-    let mut kernels = Vec::new();
-    for &rows in batches {
-        say(&format!("kernels, {rows} rows"));
-        for &vocab in vocabularies {
-            kernels.push(bench.select("select", Element::Bf16, rows, vocab)?);
-            kernels.push(bench.select(SELECT_IN_A_STEP, Element::F32, rows, vocab)?);
-        }
-        kernels.push(bench.score(rows, d)?);
-        kernels.push(bench.fuse(rows)?);
-    }
-    let fuse = batches.iter().map(|&rows| bench.fusions(rows)).collect::<Result<_>>()?;
-    let (card, copy_bandwidth) = (gpu.name(), bench.copy_bandwidth);
+    let (copy_bandwidth, kernels, fuse) = time_kernels(gpu, extent.quick, &say)?;
+    let card = gpu.name();
     let sizes = if extent.quick {
         vec![("tiny", Shape::tiny(Family::Llama))]
     } else {
         vec![("1b", Shape::one_billion()), ("8b", Shape::eight_billion())]
     };
-    drop(bench);
     let mut decode = Vec::new();
     for (name, shape) in sizes {
         say(&format!("writing a random checkpoint of shape {name}"));
@@ -150,109 +105,6 @@ pub async fn measure(gpu: &Gpu, extent: &Extent, say: impl Fn(&str)) -> Result<S
         decode.extend(decoding(gpu.ordinal(), extent, name, &shape, &folder, &kernels, &say).await?);
     }
     Ok(Speeds { card, copy_bandwidth, kernels, fuse, decode })
-}
-
-impl Bench<'_> {
-    /// The median of the launches, in seconds, nothing of their input in the card's cache.
-    fn time(&self, launch: impl Fn() -> Result<(), CudaError>) -> Result<f64> {
-        let mut times = Vec::new();
-        for round in 0..self.rounds + 3 {
-            // It keeps the card busy while the host hands over what is measured.
-            self.gpu.clear(&mut self.flush.borrow_mut())?;
-            let time = self.gpu.time(&launch)?;
-            if round >= 3 {
-                times.push(time);
-            }
-        }
-        Ok(median(times).unwrap_or(f64::NAN))
-    }
-
-    fn copy(&self) -> Result<f64> {
-        let bytes = self.flush.borrow().bytes();
-        let seconds = self.time(|| self.gpu.copy(&self.flush.borrow()).map(drop))?;
-        Ok(2.0 * bytes as f64 / seconds)
-    }
-
-    fn of(
-        &self,
-        kernel: &'static str,
-        rows: usize,
-        columns: usize,
-        bytes: usize,
-        seconds: f64,
-    ) -> KernelTime {
-        let of_copy_bandwidth = bytes as f64 / seconds / self.copy_bandwidth;
-        KernelTime { kernel, rows, columns, microseconds: seconds * 1e6, of_copy_bandwidth }
-    }
-
-    fn select(&self, name: &'static str, element: Element, rows: usize, vocab: usize) -> Result<KernelTime> {
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        // As good as normal: equal numbers would have many more ties at the top than logits have.
-        let mut row = vec![0.0; vocab];
-        for _ in 0..8 {
-            row.iter_mut().zip(numbers(&mut rng, vocab, 2.0)).for_each(|(sum, x)| *sum += x);
-        }
-        // One row's numbers do for all.
-        let logits = self.gpu.upload_numbers(element, rows, vocab, &row.repeat(rows))?;
-        let selection = vec![SelectRow { k: K, edits: Edits::NONE }; rows];
-        let select = self.gpu.lay_out_select(&logits, &selection)?;
-        let seconds = self.time(|| select.launch())?;
-        select.read()?;
-        Ok(self.of(name, rows, vocab, rows * vocab * element.bytes(), seconds))
-    }
-
-    fn score(&self, rows: usize, d: usize) -> Result<KernelTime> {
-        let (gpu, vocab) = (self.gpu, if self.rounds < 10 { 500 } else { 32_000 });
-        let mut rng = ChaCha8Rng::seed_from_u64(2);
-        let row = numbers(&mut rng, d, 1.0);
-        let head = gpu.upload_numbers(Element::Bf16, vocab, d, &row.repeat(vocab))?;
-        let hidden = CardRow::all(gpu.upload_numbers(Element::Bf16, rows, d, &row.repeat(rows))?);
-        let weights = gpu.upload(&row)?;
-        let lists: Vec<Vec<u32>> =
-            (0..rows).map(|i| (0..K).map(|j| ((i * 977 + j * 131) % vocab) as u32).collect()).collect();
-        let asked: Vec<CardScore<'_>> = hidden
-            .iter()
-            .zip(&lists)
-            .map(|(hidden, ids)| CardScore {
-                hidden,
-                reference: None,
-                weights: Some(&weights),
-                ids,
-                normalisers: None,
-            })
-            .collect();
-        let score = gpu.lay_out_score((&head, &head), &asked)?;
-        let seconds = self.time(|| score.launch())?;
-        score.read()?;
-        Ok(self.of("score", rows, d, rows * (K + 1) * d * 2, seconds))
-    }
-
-    fn fuse(&self, rows: usize) -> Result<KernelTime> {
-        let fusable = Fusable::new(rows, K);
-        let terms = fusable.terms();
-        let fuse = self.gpu.lay_out_fuse_sample(&fusable.rows(&terms))?;
-        let seconds = self.time(|| fuse.launch())?;
-        fuse.read()?;
-        Ok(self.of("fuse_sample", rows, K, rows * K * 16, seconds))
-    }
-
-    /// Both ways of fusing a step, as the service meets them.
-    fn fusions(&self, rows: usize) -> Result<FuseTime> {
-        let fusable = Fusable::new(rows, K);
-        let terms = fusable.terms();
-        let asked = fusable.rows(&terms);
-        let (mut host, mut device) = (Vec::new(), Vec::new());
-        for _ in 0..self.rounds {
-            let start = Instant::now();
-            std::hint::black_box(fuse_sample(&asked));
-            host.push(start.elapsed().as_secs_f64() * 1e6);
-            let start = Instant::now();
-            std::hint::black_box(self.gpu.fuse_sample(&asked)?);
-            device.push(start.elapsed().as_secs_f64() * 1e6);
-        }
-        let middle = |times| median(times).unwrap_or(f64::NAN);
-        Ok(FuseTime { rows, host: middle(host), device: middle(device) })
-    }
 }
 
 async fn decoding(
