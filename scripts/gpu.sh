@@ -1,23 +1,28 @@
 #!/usr/bin/env bash
 # Checks or measures on an NVIDIA card:
-#   scripts/gpu.sh BINARIES test|bench [--dry-run] [flags of `attune gpu test` or `attune gpu bench`]
+#   scripts/gpu.sh BINARIES test|bench [--dry-run | --stand-in] [flags of `attune gpu test` or `attune gpu bench`]
 # `test` goes on with compute-sanitizer, where it is there; `bench` with the same work in PyTorch, where
-# Python has it. --dry-run: all of it at small sizes on the stand-in for a card (scripts/card.sh).
+# Python has it. --dry-run: all of it at small sizes on the stand-in for a card (scripts/card.sh). --stand-in: on
+# it at whatever size; with ATTUNE_CARD_PASS_US=4500 it computes nothing and takes 4.5 ms a pass.
 set -euo pipefail
 bin=$(cd "${1:?the folder of the binaries}" && pwd) what=${2:?test or bench}
 shift 2
 cd "$(dirname "$0")/.."
-dry= flags=()
+dry= stand_in= flags=()
 for flag in "$@"; do
-    if [ "$flag" = --dry-run ]; then dry=1; else flags+=("$flag"); fi
+    case $flag in
+    --dry-run) dry=1 stand_in=1 ;;
+    --stand-in) stand_in=1 ;;
+    *) flags+=("$flag") ;;
+    esac
 done
 python=${ATTUNE_GPU_PYTHON:-python3}
 out=${ATTUNE_GPU_OUT:-target/gpu}
 mkdir -p "$out"
-if [ -n "$dry" ]; then
+if [ -n "$dry" ]; then flags=(--quick "${flags[@]+"${flags[@]}"}"); fi
+if [ -n "$stand_in" ]; then
     scripts/card.sh target/tools/card
     export LD_LIBRARY_PATH="$PWD/target/tools/card"
-    flags=(--quick "${flags[@]+"${flags[@]}"}")
 else
     # cuBLAS and NVRTC: of a toolkit, or of Python's wheels.
     found=$("$python" - 2>/dev/null <<'FIND' || true
@@ -36,7 +41,7 @@ fi
 case $what in
 test)
     "$bin/attune" gpu test --out "$out/test.json" "${flags[@]+"${flags[@]}"}"
-    if [ -n "$dry" ]; then
+    if [ -n "$stand_in" ]; then
         echo "dry run: compute-sanitizer is left out"
     elif command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck; do

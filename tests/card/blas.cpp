@@ -2,6 +2,7 @@
 #define ATTUNE_ON_CPU
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <vector>
@@ -60,6 +61,9 @@ API cublasSetStream_v2(void*, void*) { return 0; }
 API cublasGemmEx(void*, int transa, int transb, int m, int n, int k, const void* alpha, const void* a, Format a_type,
                  int lda, const void* b, Format b_type, int ldb, const void* beta, void* c, Format c_type, int ldc,
                  int compute, int) {
+    // A card that computes nothing: see the driver.
+    static const bool pretends = getenv("ATTUNE_CARD_PASS_US");
+    if (pretends) return 0;
     // CUBLAS_OP_T, CUBLAS_OP_N, CUBLAS_COMPUTE_32F, and matrices without gaps.
     if (transa != 1 || transb != 0 || compute != 68 || lda != k || ldb != k || ldc != m || a_type != b_type) return 7;
     if (*(const float*)alpha != 1.0f) return 7;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use attune_bench::gpu::{Extent, Finding, Findings, check, check_kernels, speed};
 use attune_kernels::cuda::{Cache, Gpu};
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 
 use crate::with_runtime;
 
@@ -24,7 +24,7 @@ enum GpuCommand {
     /// Check the kernels, models and both services on a card; fails where something does not hold.
     Test(TestArgs),
     /// Measure the kernels and decoding on a card.
-    Bench(RunArgs),
+    Bench(BenchArgs),
 }
 
 /// Flags of `attune gpu test`.
@@ -35,6 +35,39 @@ struct TestArgs {
     /// The kernels alone, as for a tool that looks over every access to memory.
     #[arg(long)]
     kernels: bool,
+}
+
+/// Flags of `attune gpu bench`.
+#[derive(Debug, clap::Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Measure decoding alone, with these random models.
+    #[arg(long, value_name = "MODELS", value_delimiter = ',')]
+    decode: Vec<Decode>,
+}
+
+/// A random model whose decoding is measured.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Decode {
+    /// Two small layers
+    Tiny,
+    /// A billion weights, as Llama 3.2
+    #[value(name = "1b")]
+    OneBillion,
+    /// Eight billion, as Llama 3.1
+    #[value(name = "8b")]
+    EightBillion,
+}
+
+impl From<Decode> for speed::Model {
+    fn from(model: Decode) -> Self {
+        match model {
+            Decode::Tiny => Self::Tiny,
+            Decode::OneBillion => Self::OneBillion,
+            Decode::EightBillion => Self::EightBillion,
+        }
+    }
 }
 
 /// Flags of both.
@@ -113,9 +146,10 @@ async fn test(TestArgs { run, kernels }: TestArgs) -> Result<()> {
     findings.end()
 }
 
-async fn bench(args: RunArgs) -> Result<()> {
-    let (gpu, extent) = args.open()?;
-    let speeds = speed::measure(&gpu, &extent, |what| anstream::eprintln!("{what}")).await?;
-    args.write(&speeds)?;
+async fn bench(BenchArgs { run, decode }: BenchArgs) -> Result<()> {
+    let (gpu, extent) = run.open()?;
+    let only: Vec<speed::Model> = decode.into_iter().map(Into::into).collect();
+    let speeds = speed::measure(&gpu, &extent, &only, |what| anstream::eprintln!("{what}")).await?;
+    run.write(&speeds)?;
     Ok(std::io::stdout().write_all(speeds.table().as_bytes())?)
 }

@@ -67,8 +67,8 @@ pub struct DecodeTime {
     pub reward_wait: f64,
     /// The same with a reward side that computes nothing: the wire.
     pub wire: f64,
-    /// `select` and `fuse_sample` at this batch, and `score`, over the plain step.
-    pub kernels: f64,
+    /// `select` and `fuse_sample` at this batch, and `score`, over the plain step, where they were measured.
+    pub kernels: Option<f64>,
 }
 
 /// Everything that is measured.
@@ -86,20 +86,45 @@ pub struct Speeds {
     pub decode: Vec<DecodeTime>,
 }
 
-/// Measures kernels and decoding; `say` hears what is under way.
+/// A random model whose decoding is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Model {
+    /// Two small layers.
+    Tiny,
+    /// As Llama 3.2 of a billion weights.
+    OneBillion,
+    /// As Llama 3.1 of eight.
+    EightBillion,
+}
+
+impl Model {
+    fn shape(self) -> (&'static str, Shape) {
+        match self {
+            Self::Tiny => ("tiny", Shape::tiny(Family::Llama)),
+            Self::OneBillion => ("1b", Shape::one_billion()),
+            Self::EightBillion => ("8b", Shape::eight_billion()),
+        }
+    }
+}
+
+/// Measures kernels and decoding, or decoding `only` with these models; `say` hears what is under way.
 ///
 /// # Errors
 /// The card or a service failed.
-pub async fn measure(gpu: &Gpu, extent: &Extent, say: impl Fn(&str)) -> Result<Speeds> {
-    let (copy_bandwidth, kernels, fuse) = time_kernels(gpu, extent.quick, &say)?;
-    let card = gpu.name();
-    let sizes = if extent.quick {
-        vec![("tiny", Shape::tiny(Family::Llama))]
+pub async fn measure(gpu: &Gpu, extent: &Extent, only: &[Model], say: impl Fn(&str)) -> Result<Speeds> {
+    let (copy_bandwidth, kernels, fuse) = if only.is_empty() {
+        time_kernels(gpu, extent.quick, &say)?
     } else {
-        vec![("1b", Shape::one_billion()), ("8b", Shape::eight_billion())]
+        (f64::NAN, Vec::new(), Vec::new())
+    };
+    let card = gpu.name();
+    let models: &[Model] = match only {
+        [] if extent.quick => &[Model::Tiny],
+        [] => &[Model::OneBillion, Model::EightBillion],
+        only => only,
     };
     let mut decode = Vec::new();
-    for (name, shape) in sizes {
+    for (name, shape) in models.iter().map(|model| model.shape()) {
         say(&format!("writing a random checkpoint of shape {name}"));
         let folder = random_base(&extent.work, name, &shape)?;
         decode.extend(decoding(gpu.ordinal(), extent, name, &shape, &folder, &kernels, &say).await?);
@@ -120,7 +145,9 @@ async fn decoding(
     let worker = TimedWorker::start(TimedConfig {
         slots: 256,
         forward: Duration::ZERO,
-        grace: Duration::ZERO,
+        // Without it the streams take turns in groups, for it answers while others are read; with it it is kinder
+        // to new texts than a real worker (docs/performance.md).
+        grace: Duration::from_millis(2),
         fingerprint: tokenizer.fingerprint(tokenizer.size() as u32),
         vocab: shape.vocab as u32,
         model_id: "timed".into(),
@@ -137,16 +164,20 @@ async fn decoding(
         if extent.quick { "64" } else { "8192" },
         "--reward",
         &worker.endpoint(),
+        // Every text reads its prompt, in each run.
+        "--set",
+        "prefix_cache=false",
     ]
     .map(str::to_owned);
     let generator = Service::start(&extent.binaries, "attune-generator", &args).await?;
     let client = generator.client().await?;
-    let (length, tokens) = if extent.quick { (8, 4) } else { (128, 64) };
+    let (length, tokens) = if extent.quick { (8, 4) } else { (128, 128) };
     let ids = prompts::random_ids(64, length, shape.vocab, 3);
     let mut times = Vec::new();
     for &streams in if extent.quick { &[1usize, 2][..] } else { &[1, 16, 64] } {
         say(&format!("{model}, {streams} streams"));
-        let load = Load { streams, texts: streams, warmup: streams, arrivals: Arrivals::Closed, seed: 0 };
+        let texts = if extent.quick { streams } else { 4 * streams };
+        let load = Load { streams, texts, warmup: streams, arrivals: Arrivals::Closed, seed: 0 };
         let run = async |request: fn(Vec<u32>, usize, f32) -> _| -> Result<Report> {
             let requests: Vec<_> = ids.iter().map(|ids| request(ids.clone(), tokens, 0.0)).collect();
             Ok(Report::new(&drive(&client, &requests, &load, || ()).await?))
@@ -172,22 +203,51 @@ async fn decoding(
 }
 
 /// The kernels of a step at the nearest batch that was measured, over the step.
-fn share(kernels: &[KernelTime], streams: usize, step: f64) -> f64 {
+fn share(kernels: &[KernelTime], streams: usize, step: f64) -> Option<f64> {
     let at = |kernel: &str| {
         let own = kernels.iter().filter(|k| k.kernel == kernel && k.rows >= streams);
         own.map(|k| (k.rows, k.columns, k.microseconds))
             .min_by_key(|k| (k.0, usize::MAX - k.1))
-            .map_or(f64::NAN, |k| k.2)
+            .map(|k| k.2 * 1e-6)
     };
-    (at(SELECT_IN_A_STEP) + at("score") + at("fuse_sample")) * 1e-6 / step
+    Some((at(SELECT_IN_A_STEP)? + at("score")? + at("fuse_sample")?) / step)
 }
 
 impl Speeds {
     /// The tables, for people.
     pub fn table(&self) -> String {
         use std::fmt::Write as _;
-        let mut out = format!("{}: a copy moves {:.0} GB/s\n\n", self.card, self.copy_bandwidth / 1e9);
+        let mut out = format!("{}\n", self.card);
+        if !self.kernels.is_empty() {
+            self.kernel_table(&mut out);
+        }
+        let _ = writeln!(
+            out,
+            "\n{:<6} {:>7} {:>10} {:>10} {:>7} {:>8} {:>7} {:>6} {:>8}",
+            "model", "streams", "plain/s", "guided/s", "ratio", "step ms", "reward", "wire", "kernels"
+        );
+        for d in &self.decode {
+            let _ = writeln!(
+                out,
+                "{:<6} {:>7} {:>10.0} {:>10.0} {:>7.2} {:>8.2} {:>6.1}% {:>5.1}% {:>8}",
+                d.model,
+                d.streams,
+                d.plain,
+                d.guided,
+                d.guided / d.plain,
+                d.step_ms,
+                100.0 * d.reward_wait,
+                100.0 * d.wire,
+                d.kernels.map_or("-".into(), |share| format!("{:.1}%", 100.0 * share))
+            );
+        }
+        out
+    }
+
+    fn kernel_table(&self, out: &mut String) {
+        use std::fmt::Write as _;
         // Writing to a string cannot fail.
+        let _ = writeln!(out, "a copy moves {:.0} GB/s\n", self.copy_bandwidth / 1e9);
         let _ =
             writeln!(out, "{:<12} {:>5} {:>8} {:>10} {:>9}", "kernel", "rows", "columns", "us", "of copy");
         for k in &self.kernels {
@@ -202,26 +262,5 @@ impl Speeds {
         for f in &self.fuse {
             let _ = writeln!(out, "{:<12} {:>5} {:>10.1} {:>10.1}", "", f.rows, f.host, f.device);
         }
-        let _ = writeln!(
-            out,
-            "\n{:<6} {:>7} {:>10} {:>10} {:>7} {:>8} {:>7} {:>6} {:>8}",
-            "model", "streams", "plain/s", "guided/s", "ratio", "step ms", "reward", "wire", "kernels"
-        );
-        for d in &self.decode {
-            let _ = writeln!(
-                out,
-                "{:<6} {:>7} {:>10.0} {:>10.0} {:>7.2} {:>8.2} {:>6.1}% {:>5.1}% {:>7.1}%",
-                d.model,
-                d.streams,
-                d.plain,
-                d.guided,
-                d.guided / d.plain,
-                d.step_ms,
-                100.0 * d.reward_wait,
-                100.0 * d.wire,
-                100.0 * d.kernels
-            );
-        }
-        out
     }
 }
