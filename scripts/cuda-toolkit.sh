@@ -36,9 +36,8 @@ NVCC
 }
 
 make_toolkit() {
-    local unpacked
     unpacked=$(mktemp -d)
-    trap 'rm -rf "$unpacked"' RETURN
+    trap 'rm -rf "$unpacked"' EXIT
     python3 -m pip install -q --no-deps --target "$unpacked" \
         'nvidia-cuda-nvcc==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-crt==13.0.*' \
         'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cuda-cccl==13.0.*' >&2
@@ -46,7 +45,7 @@ make_toolkit() {
     ln -sfn lib "$folder/lib64"
     for name in cudart nvrtc; do ln -sf "lib$name.so.13" "$folder/lib/lib$name.so"; done
     # What cudarc declares of the libraries that only a machine with a card has.
-    local cudarc name stub
+    local cudarc source name version stub
     cudarc=$(${CARGO:-cargo} metadata --quiet --format-version 1 --locked --filter-platform x86_64-unknown-linux-gnu |
         python3 -c 'import json, os, sys
 packages = json.load(sys.stdin)["packages"]

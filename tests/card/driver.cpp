@@ -113,6 +113,22 @@ size_t setting(const char* name, size_t otherwise) {
     return text && *text ? strtoull(text, nullptr, 10) : otherwise;
 }
 
+// A card that computes nothing and takes its time: so many microseconds a forward pass, one after the other, which
+// begins with the embedding. The host has its processor for itself meanwhile, as beside a real card. Candidates and
+// values are always the same.
+const long pass_us = (long)setting("ATTUNE_CARD_PASS_US", 0);
+double busy_until;
+double seconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + 1e-9 * now.tv_nsec;
+}
+void take_time() {
+    // As the driver waits: without sleep.
+    while (pass_us && seconds() < busy_until) {
+    }
+}
+
 std::recursive_mutex one_at_a_time;
 std::map<uint64_t, size_t> arrays;
 size_t used;
@@ -194,7 +210,6 @@ API cuMemPoolSetAttribute(Handle, int, void*) { return SUCCESS; }
 
 API cuStreamCreate(Handle* stream, unsigned) { return *stream = (Handle)1, SUCCESS; }
 API cuStreamDestroy_v2(Handle) { return SUCCESS; }
-static void take_time();
 API cuStreamSynchronize(Handle) { return take_time(), broken ? ILLEGAL_ADDRESS : SUCCESS; }
 API cuStreamWaitEvent(Handle, Handle, unsigned) { return SUCCESS; }
 API cuEventCreate(Handle* event, unsigned) {
@@ -262,21 +277,7 @@ API cuModuleGetFunction(Handle* function, Handle, const char* name) {
     if (found == kernels().end()) return NOT_FOUND;
     return *function = (Handle)&found->second, SUCCESS;
 }
-// A card that computes nothing and takes its time: so many microseconds a forward pass, one after the other, which
-// begins with the embedding. The host has its processor for itself meanwhile, as beside a real card. Candidates and
-// values are always the same.
-static const long pass_us = (long)setting("ATTUNE_CARD_PASS_US", 0);
-static double busy_until;
-static double seconds() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec + 1e-9 * now.tv_nsec;
-}
-static void take_time() {
-    // As the driver waits: without sleep.
-    while (pass_us && seconds() < busy_until) {
-    }
-}
+// Beside such a card: a pass's time, and results that are usable.
 static void pretend(Handle function, unsigned x, unsigned y, void** arguments) {
     auto is = [&](const char* name) {
         auto own = kernels().find(name);

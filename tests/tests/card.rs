@@ -117,6 +117,7 @@ fn all_that_is_checked_on_a_card_holds_on_the_stand_in() {
         "attention f16",
         "qwen3 f32",
         "fused by the kernel",
+        "f16: 4 streams",
     ] {
         assert!(names.iter().any(|name| name.contains(part)), "{part} is not in {names:?}");
     }

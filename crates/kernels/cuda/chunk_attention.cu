@@ -6,7 +6,6 @@
 // the first of the sequence, so that a row's bits depend on its own sequence alone. A warp has 16 rows.
 
 #define THREADS 128
-#define ROWS 64
 
 // A product of 16 by 16 and 16 by 8 numbers, added to `sum`: the layout of PTX's `mma.m16n8k16`. Lane
 // `4 * g + t` has of the sum rows g and g + 8, columns 2t and 2t + 1; of `a` the same rows, columns 2t, 2t + 1 and
@@ -223,26 +222,9 @@ __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* 
         attend<T, DIM>(q, q_stride, keys, values, heads, kv_heads, dim, block_size, window, positions,     \
                        table_start, tables, tiles, out, out_stride);                                       \
     }
-// HEAD names one size to compile.
-#if !defined(HEAD) || HEAD == 64
-#define HEAD_64(SUFFIX, T) ATTENTION(chunk_attention_64_##SUFFIX, T, 64)
-#else
-#define HEAD_64(SUFFIX, T)
-#endif
-#if !defined(HEAD) || HEAD == 128
-#define HEAD_128(SUFFIX, T) ATTENTION(chunk_attention_128_##SUFFIX, T, 128)
-#else
-#define HEAD_128(SUFFIX, T)
-#endif
-#if !defined(HEAD) || HEAD == 256
-#define HEAD_256(SUFFIX, T) ATTENTION(chunk_attention_256_##SUFFIX, T, 256)
-#else
-#define HEAD_256(SUFFIX, T)
-#endif
-#define ATTENTIONS(SUFFIX, T) HEAD_64(SUFFIX, T) HEAD_128(SUFFIX, T) HEAD_256(SUFFIX, T)
 #if WITH_F16
-ATTENTIONS(f16, F16)
+ATTENTIONS(chunk_attention, f16, F16)
 #endif
 #if WITH_BF16
-ATTENTIONS(bf16, Bf16)
+ATTENTIONS(chunk_attention, bf16, Bf16)
 #endif

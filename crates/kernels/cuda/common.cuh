@@ -21,6 +21,25 @@ typedef unsigned long long u64;
 #define WITH_BF16 (ONLY == 3)
 #endif
 
+// Which room for a head to compile: all, or the one that HEAD names. A source of attention defines
+// ATTENTION(NAME, T, ROOM), one kernel.
+#if !defined(HEAD) || HEAD == 64
+#define HEAD_64(NAME, SUFFIX, T) ATTENTION(NAME##_64_##SUFFIX, T, 64)
+#else
+#define HEAD_64(NAME, SUFFIX, T)
+#endif
+#if !defined(HEAD) || HEAD == 128
+#define HEAD_128(NAME, SUFFIX, T) ATTENTION(NAME##_128_##SUFFIX, T, 128)
+#else
+#define HEAD_128(NAME, SUFFIX, T)
+#endif
+#if !defined(HEAD) || HEAD == 256
+#define HEAD_256(NAME, SUFFIX, T) ATTENTION(NAME##_256_##SUFFIX, T, 256)
+#else
+#define HEAD_256(NAME, SUFFIX, T)
+#endif
+#define ATTENTIONS(NAME, SUFFIX, T) HEAD_64(NAME, SUFFIX, T) HEAD_128(NAME, SUFFIX, T) HEAD_256(NAME, SUFFIX, T)
+
 // The most candidates of a step; outputs have this many columns.
 #define MAX_CANDIDATES 64
 

@@ -215,37 +215,20 @@ __device__ inline void attend(const T* q, u64 q_stride, const T* keys, const T* 
 // `q` is `[.., q_stride]`, heads first; `keys` and `values` `[slots, kv_heads * dim]`. `tables`: the block
 // tables, of which a row's begins at `table_start`. `window` 0: none. `rows [gridDim.x]`: those that are computed.
 // The grid is rows, key-value heads, and as many spans as the longest row needs. `done` is 0 before and after.
-#define ATTENTION(NAME, T, TEAM)                                                                           \
+#define ATTENTION(NAME, T, ROOM)                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                               \
         NAME(const T* q, u64 q_stride, const T* keys, const T* values, u32 heads, u32 kv_heads, u32 dim,   \
              u32 block_size, u32 window, const u32* rows, const u32* positions, const u32* table_start,    \
              const u32* tables, float* parts, u32* done, T* out, u64 out_stride) {                         \
-        attend<T, TEAM>(q, q_stride, keys, values, heads, kv_heads, dim, block_size, window, rows,         \
-                        positions, table_start, tables, parts, done, out, out_stride);                     \
+        attend<T, ROOM / 8>(q, q_stride, keys, values, heads, kv_heads, dim, block_size, window, rows,     \
+                            positions, table_start, tables, parts, done, out, out_stride);                 \
     }
-// HEAD names one size to compile.
-#if !defined(HEAD) || HEAD == 64
-#define HEAD_64(SUFFIX, T) ATTENTION(paged_attention_64_##SUFFIX, T, 8)
-#else
-#define HEAD_64(SUFFIX, T)
-#endif
-#if !defined(HEAD) || HEAD == 128
-#define HEAD_128(SUFFIX, T) ATTENTION(paged_attention_128_##SUFFIX, T, 16)
-#else
-#define HEAD_128(SUFFIX, T)
-#endif
-#if !defined(HEAD) || HEAD == 256
-#define HEAD_256(SUFFIX, T) ATTENTION(paged_attention_256_##SUFFIX, T, 32)
-#else
-#define HEAD_256(SUFFIX, T)
-#endif
-#define ATTENTIONS(SUFFIX, T) HEAD_64(SUFFIX, T) HEAD_128(SUFFIX, T) HEAD_256(SUFFIX, T)
 #if WITH_F32
-ATTENTIONS(f32, float)
+ATTENTIONS(paged_attention, f32, float)
 #endif
 #if WITH_F16
-ATTENTIONS(f16, F16)
+ATTENTIONS(paged_attention, f16, F16)
 #endif
 #if WITH_BF16
-ATTENTIONS(bf16, Bf16)
+ATTENTIONS(paged_attention, bf16, Bf16)
 #endif

@@ -3,6 +3,7 @@
 use std::{cell::RefCell, time::Instant};
 
 use anyhow::Result;
+use attune_engine::kv::{BLOCK_SIZE, blocks_for};
 use attune_kernels::{
     AttentionRow, AttentionShape, Edits, SelectRow,
     cuda::{CardRow, CardScore, CudaError, Element, Gpu, Matrix, PassRows},
@@ -23,8 +24,6 @@ const K: usize = 10;
 pub(super) const SELECT_IN_A_STEP: &str = "select_f32";
 /// Query heads, key-value heads, and the numbers of a head.
 const HEADS: (usize, usize, usize) = (32, 8, 128);
-/// Positions of a cache block.
-const BLOCK: usize = 16;
 /// Bytes that no card's cache holds: written before every measured launch.
 const FLUSH: usize = 256 << 20;
 
@@ -156,7 +155,7 @@ impl Bench<'_> {
 
     /// Rows of as many texts, each at its last position; heads as an 8B Llama has them.
     fn decoding_attention(&self, rows: usize, length: usize) -> Result<KernelTime> {
-        let each = length.div_ceil(BLOCK) as u32;
+        let each = blocks_for(length) as u32;
         let blocks: Vec<u32> = (0..rows as u32 * each).collect();
         let places: Vec<AttentionRow<'_>> = blocks
             .chunks_exact(each as usize)
@@ -168,7 +167,7 @@ impl Bench<'_> {
 
     /// A whole prompt at once.
     fn prompt_attention(&self, length: usize) -> Result<KernelTime> {
-        let blocks: Vec<u32> = (0..length.div_ceil(BLOCK) as u32).collect();
+        let blocks: Vec<u32> = (0..blocks_for(length) as u32).collect();
         let places: Vec<AttentionRow<'_>> =
             (0..length).map(|position| AttentionRow { position, blocks: &blocks }).collect();
         let seconds = self.attention(&places, blocks.len())?;
@@ -178,7 +177,7 @@ impl Bench<'_> {
     fn attention(&self, places: &[AttentionRow<'_>], blocks: usize) -> Result<f64> {
         let (heads, kv_heads, head_dim) = HEADS;
         let (gpu, element) = (self.gpu, Element::Bf16);
-        let shape = AttentionShape { heads, kv_heads, head_dim, block_size: BLOCK, window: None };
+        let shape = AttentionShape { heads, kv_heads, head_dim, block_size: BLOCK_SIZE, window: None };
         let tokens = vec![0; places.len()];
         let slots = vec![0; places.len()];
         let pass = PassRows { tokens: &tokens, rows: places, slots: &slots, outputs: &[] };
@@ -189,8 +188,10 @@ impl Bench<'_> {
             gpu.upload_numbers(element, rows, width, &row.repeat(rows))
         };
         let q = filled(places.len(), heads * head_dim)?;
-        let cache =
-            (filled(blocks * BLOCK, kv_heads * head_dim)?, filled(blocks * BLOCK, kv_heads * head_dim)?);
+        let cache = (
+            filled(blocks * BLOCK_SIZE, kv_heads * head_dim)?,
+            filled(blocks * BLOCK_SIZE, kv_heads * head_dim)?,
+        );
         self.time(|| gpu.attend(&q, (&cache.0, &cache.1), &shape, &pass).map(drop))
     }
 

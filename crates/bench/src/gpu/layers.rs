@@ -2,6 +2,7 @@
 //! precision and the attention of a CPU, on the numbers as the card has rounded them.
 
 use anyhow::{Result, ensure};
+use attune_engine::kv::{BLOCK_SIZE, blocks_for};
 use attune_kernels::{
     AttentionRow, AttentionShape, Threads,
     cuda::{CardLinear, CardRope, CardRow, Element, Gpu, Matrix, PassRows},
@@ -14,9 +15,6 @@ use super::{
     Findings,
     kernels::{ELEMENTS, numbers, rounded},
 };
-
-/// Positions of a cache block.
-const BLOCK: usize = 16;
 
 pub(super) fn check(gpu: &Gpu, quick: bool, findings: &mut Findings<'_>) {
     let widths: &[usize] = if quick { &[96] } else { &[100, 4096, 14_336] };
@@ -33,7 +31,7 @@ pub(super) fn check(gpu: &Gpu, quick: bool, findings: &mut Findings<'_>) {
         }
         for &(heads, kv_heads, dim) in heads {
             for window in [None, Some(length / 3)] {
-                let shape = AttentionShape { heads, kv_heads, head_dim: dim, block_size: BLOCK, window };
+                let shape = AttentionShape { heads, kv_heads, head_dim: dim, block_size: BLOCK_SIZE, window };
                 let what = format!(
                     "attention {name} heads {heads}/{kv_heads} of {dim}{}",
                     if window.is_some() { ", a window" } else { "" }
@@ -55,20 +53,16 @@ fn tolerance(element: Element) -> f64 {
 
 /// The largest difference, relative to a number's own size where that is above 1.
 fn close(what: &str, element: Element, got: &[f32], want: impl IntoIterator<Item = f64>) -> Result<f64> {
-    let (mut largest, mut count) = (0.0, 0);
+    let want: Vec<f64> = want.into_iter().collect();
+    ensure!(got.len() == want.len(), "{what}: {} numbers for {}", got.len(), want.len());
+    let mut largest = 0.0;
     for (i, (&got, want)) in got.iter().zip(want).enumerate() {
         let far = (f64::from(got) - want).abs() / want.abs().max(1.0);
         // Also where it is NaN.
-        ensure(far <= tolerance(element), || format!("{what}: number {i} is {got} for {want}"))?;
+        ensure!(far <= tolerance(element), "{what}: number {i} is {got} for {want}");
         largest = f64::max(largest, far);
-        count += 1;
     }
-    ensure!(count == got.len(), "{what}: {} numbers for {count}", got.len());
     Ok(largest)
-}
-
-fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
-    if holds { Ok(()) } else { Err(anyhow::Error::msg(what())) }
 }
 
 fn uploaded(
@@ -120,7 +114,7 @@ fn rows(gpu: &Gpu, element: Element, d: usize) -> Result<String> {
     let places: Vec<AttentionRow<'_>> =
         (0..tokens.len()).map(|position| AttentionRow { position, blocks: &table_blocks }).collect();
     let slots: Vec<usize> = (0..tokens.len()).collect();
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 8, block_size: BLOCK, window: None };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 8, block_size: BLOCK_SIZE, window: None };
     let pass = PassRows { tokens: &tokens, rows: &places, slots: &slots, outputs: &[4, 1] };
     let pass = gpu.pass(&pass, &shape, element)?;
     let embedded = gpu.embed(&table, &pass)?;
@@ -163,7 +157,7 @@ fn rows(gpu: &Gpu, element: Element, d: usize) -> Result<String> {
 fn attention(gpu: &Gpu, element: Element, shape: &AttentionShape, length: usize) -> Result<String> {
     let &AttentionShape { heads, kv_heads, head_dim: dim, .. } = shape;
     let mut rng = ChaCha8Rng::seed_from_u64((heads * dim) as u64);
-    let each = length.div_ceil(BLOCK);
+    let each = blocks_for(length);
     let mut blocks: Vec<u32> = (0..2 * each as u32 + 1).collect();
     blocks.shuffle(&mut rng);
     let (long, rest) = blocks.split_at(each);
@@ -172,8 +166,9 @@ fn attention(gpu: &Gpu, element: Element, shape: &AttentionShape, length: usize)
     let mut rows = vec![AttentionRow { position: length - 1, blocks: long }];
     rows.push(AttentionRow { position: 0, blocks: short });
     rows.extend(chunk.map(|position| AttentionRow { position, blocks: chunked }));
-    let slot =
-        |row: &AttentionRow<'_>| row.blocks[row.position / BLOCK] as usize * BLOCK + row.position % BLOCK;
+    let slot = |row: &AttentionRow<'_>| {
+        row.blocks[row.position / BLOCK_SIZE] as usize * BLOCK_SIZE + row.position % BLOCK_SIZE
+    };
     let slots: Vec<usize> = rows.iter().map(slot).collect();
     let tokens = vec![0; rows.len()];
     let pass = PassRows { tokens: &tokens, rows: &rows, slots: &slots, outputs: &[] };
@@ -181,8 +176,8 @@ fn attention(gpu: &Gpu, element: Element, shape: &AttentionShape, length: usize)
 
     // What stands in the cache already.
     let width = kv_heads * dim;
-    let (keys, before) = uploaded(gpu, element, &mut rng, blocks.len() * BLOCK, width)?;
-    let (values, _) = uploaded(gpu, element, &mut rng, blocks.len() * BLOCK, width)?;
+    let (keys, before) = uploaded(gpu, element, &mut rng, blocks.len() * BLOCK_SIZE, width)?;
+    let (values, _) = uploaded(gpu, element, &mut rng, blocks.len() * BLOCK_SIZE, width)?;
     let (qkv, column) = uploaded(gpu, Element::F32, &mut rng, rows.len(), (heads + 2 * kv_heads) * dim)?;
     let angles: Vec<f64> = (0..length * dim / 2).map(|_| rng.random_range(-3.0..3.0)).collect();
     let rope = CardRope {
