@@ -2,10 +2,13 @@
 # What the services lose beside a card: the embedded pair, each side on a stand-in for a card that computes
 # nothing and takes a fixed time a pass, so that the host's processor is free meanwhile. Shows guided over plain
 # tokens a second at 1, 16 and 64 streams.
-#   scripts/beside-card.sh BINARIES [MICROSECONDS A PASS, 4500 unless told]
+#   scripts/beside-card.sh BINARIES [MICROSECONDS A PASS, 4500 unless told] [FLAGS of attune bench serve]
+# Unless flags are given, prompts have 128 tokens, and texts 64 to 192, so that they come and go one by one.
 set -euo pipefail
 bin=$(cd "${1:?the folder of the binaries}" && pwd)
 export ATTUNE_CARD_PASS_US=${2:-4500}
+shape=("${@:3}")
+[ $# -ge 3 ] || shape=(--prompt-tokens 128 --max-tokens 128 --spread 0.5)
 cd "$(dirname "$0")/.."
 scripts/card.sh target/tools/card
 work=$(mktemp -d)
@@ -27,7 +30,7 @@ start attune-generator generator --model models/demo/base --reward "http://$addr
 hidden=$(grep -o '"hidden_size": *[0-9]*' models/demo/persrm/config.json | grep -o '[0-9]*$')
 ones=$(printf ',1%.0s' $(seq "$hidden"))
 tokens() {
-    "$bin/attune" bench serve --endpoint "http://$address" --streams "$1" --prompt-tokens 128 --max-tokens 128 \
+    "$bin/attune" bench serve --endpoint "http://$address" --streams "$1" "${shape[@]}" \
         --ignore-eos --temperature 0 --json "${@:2}" 2>/dev/null | grep -o '"tokens_per_second": *[0-9.]*' | grep -o '[0-9.]*$'
 }
 printf '%8s %10s %10s %7s\n' streams plain/s guided/s ratio

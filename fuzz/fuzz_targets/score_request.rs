@@ -13,7 +13,7 @@ use prost::Message as _;
 thread_local! {
     static WORKER: RefCell<simulation::Driver> = RefCell::new({
         let config = RewardConfig {
-            engine: EngineConfig { slots: 3, prefill_chunk: 7, cache_mib: 1, ..EngineConfig::default() },
+            engine: EngineConfig { slots: 3, prefill_chunk: Some(7), cache_mib: Some(1), ..EngineConfig::default() },
             ..RewardConfig::default()
         };
         simulation::worker(&config, Arc::clone(&micro_models().1)).unwrap().1

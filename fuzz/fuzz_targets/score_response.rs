@@ -15,7 +15,7 @@ use prost::Message as _;
 
 fuzz_target!(|data: &[u8]| {
     let config = GeneratorConfig {
-        engine: EngineConfig { slots: 2, cache_mib: 1, ..EngineConfig::default() },
+        engine: EngineConfig { slots: 2, cache_mib: Some(1), ..EngineConfig::default() },
         reward: vec!["http://worker".into()],
         reward_grace_ms: 0.0,
         reward_loss_seconds: 0.0,

@@ -161,5 +161,5 @@ fn server() -> ServerConfig {
 
 fn engine(model: &Path) -> EngineConfig {
     let model = model.to_string_lossy().into_owned();
-    EngineConfig { model, threads: 1, cache_mib: 64, ..EngineConfig::default() }
+    EngineConfig { model, threads: 1, cache_mib: Some(64), ..EngineConfig::default() }
 }

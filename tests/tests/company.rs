@@ -46,12 +46,12 @@ impl Models {
             &self.path("persrm"),
             |g| {
                 (g.engine.threads, g.engine.prefill_chunk, g.engine.prefix_cache, g.engine.cache_mib) =
-                    (threads, chunks.0, prefix_cache, cache_mib.0);
+                    (threads, Some(chunks.0), prefix_cache, Some(cache_mib.0));
                 g.engine.slots = 20;
             },
             |r| {
                 (r.engine.threads, r.engine.prefill_chunk, r.engine.prefix_cache, r.engine.cache_mib) =
-                    (threads, chunks.1, prefix_cache, cache_mib.1);
+                    (threads, Some(chunks.1), prefix_cache, Some(cache_mib.1));
                 r.engine.slots = 50;
             },
         )

@@ -23,7 +23,12 @@ thread_local! {
 
 fn worker() -> reward::Driver {
     let config = RewardConfig {
-        engine: EngineConfig { slots: SLOTS, prefill_chunk: 7, cache_mib: 1, ..EngineConfig::default() },
+        engine: EngineConfig {
+            slots: SLOTS,
+            prefill_chunk: Some(7),
+            cache_mib: Some(1),
+            ..EngineConfig::default()
+        },
         ..RewardConfig::default()
     };
     reward::worker(&config, Arc::clone(&micro_models().1)).unwrap().1
@@ -176,7 +181,7 @@ proptest! {
     #[test]
     fn a_generator_survives_any_worker(messages in prop::collection::vec(prop::collection::vec(response(), 0..6), 0..20)) {
         let config = GeneratorConfig {
-            engine: EngineConfig { slots: 2, cache_mib: 1, ..EngineConfig::default() },
+            engine: EngineConfig { slots: 2, cache_mib: Some(1), ..EngineConfig::default() },
             reward: vec!["http://worker".into()],
             reward_grace_ms: 0.0,
             reward_loss_seconds: 0.0,

@@ -29,11 +29,11 @@ async fn soak(length: Duration) {
         &shape,
         (1, 2),
         |g| {
-            (g.engine.slots, g.queue, g.engine.cache_mib) = (6, 5, 1);
+            (g.engine.slots, g.queue, g.engine.cache_mib) = (6, 5, Some(1));
             // A machine with much else to do is no failure; a service that hangs is.
             g.reward_wait_max_seconds = 120.0;
         },
-        |r| (r.engine.slots, r.engine.cache_mib) = (10, 2),
+        |r| (r.engine.slots, r.engine.cache_mib) = (10, Some(2)),
     )
     .await
     .unwrap();

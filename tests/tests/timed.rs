@@ -44,7 +44,7 @@ async fn a_generator_takes_a_timed_worker_and_waits_for_it() {
         engine: EngineConfig {
             model: folder.path().to_string_lossy().into_owned(),
             threads: 1,
-            cache_mib: 64,
+            cache_mib: Some(64),
             ..EngineConfig::default()
         },
         reward: vec![worker.endpoint()],

@@ -69,6 +69,13 @@ pub fn ids(ids: Vec<u32>) -> Prompt {
     Prompt { kind: Some(Kind::TokenIds(TokenIds { ids })) }
 }
 
+/// `count` limits of tokens, evenly from `mean` less its `spread` to as much more; at least 1.
+pub fn limits(count: usize, mean: u32, spread: f64, seed: u64) -> Vec<u32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let by = (f64::from(mean) * spread) as u32;
+    (0..count).map(|_| rng.random_range(mean.saturating_sub(by)..=mean.saturating_add(by)).max(1)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +102,16 @@ mod tests {
     #[test]
     fn our_own_set_is_there() {
         assert!(own().unwrap().len() >= 20);
+    }
+
+    #[test]
+    fn limits_are_seeded_and_lie_around_their_mean() {
+        let drawn = limits(1000, 100, 0.5, 7);
+        assert_eq!(drawn, limits(1000, 100, 0.5, 7));
+        assert_eq!((drawn.iter().min(), drawn.iter().max()), (Some(&50), Some(&150)));
+        assert!((97..=103).contains(&(drawn.iter().sum::<u32>() / 1000)));
+        assert_eq!(limits(3, 5, 0.0, 1), [5; 3]);
+        assert!(limits(100, 1, 1.0, 1).iter().all(|limit| (1..=2).contains(limit)));
     }
 
     #[test]

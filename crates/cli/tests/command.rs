@@ -334,6 +334,17 @@ fn a_load_run_reports_and_draws() {
         assert_eq!(seen.len(), 5, "the warm-up too");
         assert!(seen.iter().all(|request| request.guidances.len() == 1));
     }
+    let spread = ["--max-tokens", "20", "--spread", "0.5", "--texts", "8", "--warmup", "0"];
+    let output = running.attune(&[&["bench", "serve", "--plain"], &spread[..]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    {
+        let seen = running.seen.lock().unwrap();
+        let mut limits: Vec<_> =
+            seen[5..].iter().map(|r| r.sampling.as_ref().unwrap().max_tokens.unwrap()).collect();
+        assert!(limits.len() == 8 && limits.iter().all(|limit| (10..=30).contains(limit)), "{limits:?}");
+        limits.dedup();
+        assert!(limits.len() > 1, "{limits:?}");
+    }
     let table = running.attune(&["bench", "serve", "--plain", "--streams", "1", "--texts", "2"]);
     assert!(text(&table.stdout).contains("time per output token"), "{}", text(&table.stdout));
     assert!(running.seen.lock().unwrap().last().unwrap().guidances.is_empty());
@@ -341,6 +352,8 @@ fn a_load_run_reports_and_draws() {
         (&["bench", "serve", "--plain", "--prefer", "brief"][..], "--plain"),
         (&["bench", "serve", "--arrivals", "poisson"], "--rate"),
         (&["bench", "serve", "--prompts", "/nonexistent.json"], "/nonexistent.json"),
+        (&["bench", "serve", "--spread", "0.5"], "--max-tokens"),
+        (&["bench", "serve", "--max-tokens", "5", "--spread", "1.5"], "from 0 to 1"),
         (&["bench", "table", "--rows", "nonsense"], "nonsense"),
     ] {
         let output = running.attune(wrong);

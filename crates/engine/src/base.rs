@@ -88,10 +88,7 @@ impl BaseModel {
 
     /// The card that it is on.
     pub fn gpu(&self) -> Option<&Gpu> {
-        match &self.hardware {
-            Hardware::Cpu(_) => None,
-            Hardware::Card(gpu, _) => Some(gpu),
-        }
+        self.hardware.gpu()
     }
 
     /// The logits of hidden states, `[rows, d]` to `[rows, V]`, where the model is.

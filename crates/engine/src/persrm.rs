@@ -195,9 +195,9 @@ impl PersRm {
         self.hardware.name()
     }
 
-    /// Whether it is on a card, so that its output embedding cannot be read here.
-    pub fn is_on_card(&self) -> bool {
-        matches!(self.hardware, Hardware::Card(..))
+    /// The card that it is on, so that its output embedding cannot be read here.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.hardware.gpu()
     }
 
     /// A cache of `blocks` blocks for one side, where the model is. Both sides use the same block ids.

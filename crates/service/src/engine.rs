@@ -84,11 +84,12 @@ pub struct EngineConfig {
     /// Texts that are computed at once (on a worker: open sessions), 1 to 65536. Default: 64.
     pub slots: usize,
     /// The memory of the cache of keys and values in MiB, 1 to 16777216 (on a worker, the reference's
-    /// included). More than `slots` whole contexts need is not taken. Default: 1024.
-    pub cache_mib: usize,
+    /// included). More than `slots` whole contexts need is not taken. Absent: 1024 on a CPU, on a card half
+    /// of what is free there once the model is loaded.
+    pub cache_mib: Option<usize>,
     /// Tokens of prompts that one forward pass reads, over all texts, 1 to 65536. The steps of other
-    /// texts wait no longer than that takes. Default: 64.
-    pub prefill_chunk: usize,
+    /// texts wait no longer than that takes. Absent: 64 on a CPU, 512 on a card.
+    pub prefill_chunk: Option<usize>,
     /// Whether what has been computed is kept for texts that begin alike. Default: true.
     pub prefix_cache: bool,
     /// The operator's own beginnings of prompts, shared between all owners; anything else is shared
@@ -109,8 +110,8 @@ impl Default for EngineConfig {
             quantize: Quantize::None,
             context: None,
             slots: 64,
-            cache_mib: 1024,
-            prefill_chunk: 64,
+            cache_mib: None,
+            prefill_chunk: None,
             prefix_cache: true,
             shared_prefixes: Vec::new(),
         }
@@ -135,8 +136,12 @@ impl EngineConfig {
             check_range("context", context, 2..=1 << 24)?;
         }
         check_range("slots", self.slots, 1..=65_536)?;
-        check_range("cache_mib", self.cache_mib, 1..=1 << 24)?;
-        check_range("prefill_chunk", self.prefill_chunk, 1..=65_536)?;
+        if let Some(mib) = self.cache_mib {
+            check_range("cache_mib", mib, 1..=1 << 24)?;
+        }
+        if let Some(tokens) = self.prefill_chunk {
+            check_range("prefill_chunk", tokens, 1..=65_536)?;
+        }
         for (i, prefix) in self.shared_prefixes.iter().enumerate() {
             if let Some(allowed) = prefix.problem() {
                 return Err(invalid(&format!("shared_prefixes[{i}]"), format!("{prefix:?}"), allowed));
@@ -213,17 +218,43 @@ impl EngineConfig {
         }
     }
 
-    /// The blocks of `block_bytes` that the memory of the cache holds, at least `least`, and no more
-    /// than the slots need at `per_slot` each.
+    /// Tokens of prompts that one forward pass reads, where the model has been loaded: to a card or not.
+    pub fn prefill_chunk(&self, gpu: Option<&Gpu>) -> usize {
+        // A card reads all weights in every pass, however few its rows: many cost little more than one there, up to
+        // the some hundred at which its products are bound by arithmetic. A CPU's pass takes as long as its rows.
+        self.prefill_chunk.unwrap_or(if gpu.is_some() { 512 } else { 64 })
+    }
+
+    /// The memory of the cache in MiB, where the model has been loaded: to a card or not.
+    ///
+    /// # Errors
+    /// The card does not say how much of its memory is free.
+    pub fn cache_mib(&self, gpu: Option<&Gpu>) -> Result<usize, CudaError> {
+        match (self.cache_mib, gpu) {
+            (Some(mib), _) => Ok(mib),
+            (None, None) => Ok(1024),
+            // The other half is for the passes themselves, and for a second service on the same card.
+            (None, Some(gpu)) => Ok((gpu.memory()?.0 / 2) >> 20),
+        }
+    }
+
+    /// The blocks of `block_bytes` that `cache_mib` hold, at least `least`, and no more than the slots need at
+    /// `per_slot` each.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] where they are fewer than `least`.
-    pub fn blocks(&self, block_bytes: usize, per_slot: usize, least: usize) -> Result<usize, ConfigError> {
-        let fit = (self.cache_mib << 20) / block_bytes.max(1);
+    pub fn blocks(
+        &self,
+        cache_mib: usize,
+        block_bytes: usize,
+        per_slot: usize,
+        least: usize,
+    ) -> Result<usize, ConfigError> {
+        let fit = (cache_mib << 20) / block_bytes.max(1);
         if fit < least {
             let needed = (least * block_bytes).div_ceil(1 << 20);
             let allowed = format!("{needed} or more: {least} blocks of this model's cache must fit");
-            return Err(invalid("cache_mib", self.cache_mib, allowed));
+            return Err(invalid("cache_mib", cache_mib, allowed));
         }
         Ok(fit.min(self.slots.saturating_mul(per_slot).max(least)))
     }
@@ -261,10 +292,10 @@ pub struct EngineArgs {
     /// Texts that are computed at once; on a worker, open sessions [default: 64]
     #[arg(long, value_name = "N")]
     pub slots: Option<usize>,
-    /// The memory of the cache of keys and values [default: 1024]
+    /// The memory of the cache of keys and values [default: 1024 on a CPU, half of a card's free memory]
     #[arg(long, value_name = "MIB")]
     pub cache_mib: Option<usize>,
-    /// Tokens of prompts that one forward pass reads [default: 64]
+    /// Tokens of prompts that one forward pass reads [default: 64 on a CPU, 512 on a card]
     #[arg(long, value_name = "TOKENS")]
     pub prefill_chunk: Option<usize>,
 }
@@ -320,11 +351,19 @@ mod tests {
 
     #[test]
     fn blocks_stay_between_the_least_and_what_slots_need() {
-        let config = EngineConfig { cache_mib: 1, slots: 2, ..EngineConfig::default() };
-        assert_eq!(config.blocks(1 << 10, 8, 2).unwrap(), 16);
-        assert_eq!(config.blocks(1 << 18, 8, 2).unwrap(), 4);
-        let error = config.blocks(1 << 20, 8, 2).unwrap_err().to_string();
+        let config = EngineConfig { slots: 2, ..EngineConfig::default() };
+        assert_eq!(config.blocks(1, 1 << 10, 8, 2).unwrap(), 16);
+        assert_eq!(config.blocks(1, 1 << 18, 8, 2).unwrap(), 4);
+        let error = config.blocks(1, 1 << 20, 8, 2).unwrap_err().to_string();
         assert!(error.contains("`cache_mib` is 1") && error.contains("2 or more"), "{error}");
+    }
+
+    #[test]
+    fn what_is_set_goes_before_what_the_device_suggests() {
+        let config = EngineConfig::default();
+        assert_eq!((config.prefill_chunk(None), config.cache_mib(None).unwrap()), (64, 1024));
+        let config = EngineConfig { prefill_chunk: Some(7), cache_mib: Some(3), ..config };
+        assert_eq!((config.prefill_chunk(None), config.cache_mib(None).unwrap()), (7, 3));
     }
 
     #[test]

@@ -20,11 +20,12 @@
 {{- else }}
 {{- $_ := set $server "insecure" true -}}
 {{- end }}
-{{- $own := dict "model" (include "attune.modelPath" .) "slots" (int $e.slots) "cache_mib" (int $e.cacheMib) "threads" (int $e.threads) "dtype" $e.dtype "quantize" $e.quantize "server" $server "log" (dict "filter" .root.Values.log.filter "format" .root.Values.log.format) -}}
+{{- $own := dict "model" (include "attune.modelPath" .) "slots" (int $e.slots) "threads" (int $e.threads) "dtype" $e.dtype "quantize" $e.quantize "server" $server "log" (dict "filter" .root.Values.log.filter "format" .root.Values.log.format) -}}
 {{- $id := $v.model.id }}
 {{- if and (not $id) (eq $v.model.source "hub") }}{{ $id = $v.model.hub.id }}{{ end }}
 {{- with $e.device }}{{ $_ := set $own "device" . }}{{ end }}
 {{- with $id }}{{ $_ := set $own "model_id" . }}{{ end }}
+{{- if gt (int $e.cacheMib) 0 }}{{ $_ := set $own "cache_mib" (int $e.cacheMib) }}{{ end }}
 {{- if gt (int $e.context) 0 }}{{ $_ := set $own "context" (int $e.context) }}{{ end }}
 {{- with .root.Values.telemetry.endpoint }}{{ $_ := set $own "telemetry" (dict "endpoint" .) }}{{ end }}
 {{- $_ := merge .into $own -}}

@@ -13,7 +13,6 @@ use attune_proto::{
 };
 use attune_service::{
     auth::Quotas,
-    config::ConfigError,
     listener,
     metrics::Metrics,
     server::{Drain, Server},
@@ -163,7 +162,7 @@ pub(crate) fn parts(
     let assets = Arc::clone(&device.model.assets);
     let blocks = blocks(config, &device.model)?;
     let slots = config.engine.slots;
-    let limits = scheduler::Limits { slots, prefill_chunk: config.engine.prefill_chunk };
+    let limits = scheduler::Limits { slots, prefill_chunk: config.engine.prefill_chunk(device.model.gpu()) };
     let sharing = if config.engine.prefix_cache {
         SharedPrefix::sharing(&config.engine.shared_prefixes, &assets, &PreferenceTemplate::new(None)?)?
     } else {
@@ -215,9 +214,10 @@ pub(crate) fn parts(
 }
 
 /// The blocks that the configured memory holds, and no more than the slots can use.
-pub(crate) fn blocks(config: &GeneratorConfig, model: &BaseModel) -> Result<usize, ConfigError> {
+pub(crate) fn blocks(config: &GeneratorConfig, model: &BaseModel) -> anyhow::Result<usize> {
     let context = model.assets.config.context;
-    config.engine.blocks(model.decoder.block_bytes(), blocks_for(context + 1), 2)
+    let cache_mib = config.engine.cache_mib(model.gpu())?;
+    Ok(config.engine.blocks(cache_mib, model.decoder.block_bytes(), blocks_for(context + 1), 2)?)
 }
 
 /// Loads the model and makes its cache.

@@ -10,10 +10,11 @@ use std::{collections::HashMap, time::Instant};
 use attune_engine::ForwardError;
 use attune_proto::reward::v1::{FailureReason, Load, RequestFrame, response_frame};
 use attune_service::imminent;
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc, time::timeout_at};
 use tonic::Status;
 
 use crate::{
+    batching::{Batching, Begin},
     desk::Desk,
     failure::Failure,
     metrics::{Fill, Instruments},
@@ -76,8 +77,8 @@ pub(crate) enum Command {
 pub(crate) enum Progress {
     /// It computed a pass; there may be more.
     Computed,
-    /// It waits for something to arrive.
-    Idle,
+    /// It waits for something to arrive, at most until this moment.
+    Waits(Option<Instant>),
     /// It was told to stop.
     Stopped,
 }
@@ -104,6 +105,7 @@ pub(crate) struct Engine {
     desk: Desk,
     model: Model,
     scheduler: Scheduler,
+    batching: Batching,
     streams: Streams,
     sessions: HashMap<Key, Active>,
     instruments: Instruments,
@@ -124,6 +126,7 @@ impl Engine {
         Self {
             commands,
             desk,
+            batching: Batching::new(model.persrm().gpu().is_some()),
             model,
             scheduler,
             streams: Streams::default(),
@@ -134,25 +137,35 @@ impl Engine {
         }
     }
 
-    /// Works until it is told to stop, or nobody is left to tell it anything.
+    /// Works until it is told to stop, or nobody is left to tell it anything. `clock` wakes it where it does not
+    /// wait for ever.
     ///
     /// # Errors
     /// The device failed for good. All calls end with this thread, and generators go on with other workers.
-    pub(crate) fn run(mut self) -> Result<(), ForwardError> {
+    pub(crate) fn run(mut self, clock: &Handle) -> Result<(), ForwardError> {
         loop {
-            if !self.scheduler.has_work() {
-                let soon =
-                    if self.sessions.is_empty() { None } else { imminent(|| self.commands.try_recv().ok()) };
-                match soon.or_else(|| self.commands.blocking_recv()) {
-                    None | Some(Command::Stop) => return Ok(()),
-                    Some(command) => self.handle(command),
-                }
-            }
-            if self.proceed() == Progress::Stopped {
-                return Ok(());
-            }
+            let progress = self.proceed();
             if let Some(error) = self.broken.take() {
                 return Err(error);
+            }
+            let until = match progress {
+                Progress::Stopped => return Ok(()),
+                Progress::Computed => continue,
+                Progress::Waits(until) => until,
+            };
+            let soon =
+                if self.sessions.is_empty() { None } else { imminent(|| self.commands.try_recv().ok()) };
+            let received = match (soon, until) {
+                (Some(command), _) => Ok(Some(command)),
+                (None, None) => Ok(self.commands.blocking_recv()),
+                (None, Some(until)) => {
+                    clock.block_on(async { timeout_at(until.into(), self.commands.recv()).await })
+                }
+            };
+            match received {
+                Ok(None | Some(Command::Stop)) => return Ok(()),
+                Ok(Some(command)) => self.handle(command),
+                Err(_) => {}
             }
         }
     }
@@ -169,10 +182,11 @@ impl Engine {
         }
         self.answer();
         self.flush();
-        if !self.scheduler.has_work() {
-            return Progress::Idle;
+        match self.batching.begin(self.scheduler.demand(), Instant::now()) {
+            Begin::Never => return Progress::Waits(None),
+            Begin::Later(moment) => return Progress::Waits(Some(moment)),
+            Begin::Now => self.step(),
         }
-        self.step();
         self.answer();
         self.flush();
         Progress::Computed

@@ -8,6 +8,7 @@ use attune_engine::kv::{BLOCK_SIZE, BlockPool, BlockTable, CacheStats, Reader, S
 use attune_proto::reward::v1::FailureReason;
 
 use crate::{
+    batching::Demand,
     failure::Failure,
     session::{Limits, Session},
     slots::{Slot, Slots},
@@ -146,9 +147,19 @@ impl Scheduler {
         self.limits
     }
 
-    /// Whether a forward pass has anything to do.
-    pub(crate) fn has_work(&self) -> bool {
-        self.entries.values().any(|e| e.session.unread() > 0)
+    /// Who would be in the next pass, and who may soon be.
+    pub(crate) fn demand(&self) -> Demand {
+        let mut demand = Demand::default();
+        for Entry { session, .. } in self.entries.values() {
+            let who = match session.unread() {
+                0 if !session.started() => &mut demand.encoding,
+                0 => &mut demand.resting,
+                1 => &mut demand.tokens,
+                _ => &mut demand.prompts,
+            };
+            *who += 1;
+        }
+        demand
     }
 
     /// Sessions that wait for a forward pass, or for an answer to their candidates.

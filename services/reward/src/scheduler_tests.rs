@@ -47,7 +47,7 @@ fn a_long_prompt_is_read_in_chunks_beside_steps() {
     s.session(short).unwrap().advance(0, 5).unwrap();
     assert_eq!(pass(&mut s), [(short, 1, true), (long, 10, false)]);
     assert_eq!(pass(&mut s), [(long, 5, true)]);
-    assert!(!s.has_work());
+    assert!(!s.demand().is_work());
 }
 
 #[test]
@@ -196,12 +196,12 @@ proptest! {
         }
         // Nothing stays unread for ever, and nothing stays held.
         for _ in 0..1000 {
-            if !s.has_work() { break }
+            if !s.demand().is_work() { break }
             let plan = s.plan();
             open.retain(|key| !plan.preempted.contains(key));
             plan.runs.iter().for_each(|run| s.done(run));
         }
-        prop_assert!(!s.has_work());
+        prop_assert!(!s.demand().is_work());
         open.into_iter().for_each(|key| s.remove(key));
         prop_assert_eq!((load(&s), s.slots.free()), ((0, 0), 6));
     }

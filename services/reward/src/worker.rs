@@ -23,7 +23,7 @@ use attune_service::{
     server::{Drain, Server},
     service::{EngineThread, Service},
 };
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -86,7 +86,8 @@ impl Worker {
             None => Desk::new(prompts),
         };
         let engine = Engine::new(inbox, desk, model, scheduler, Instruments::new(&metrics, slots));
-        let engine = EngineThread::spawn(move || Ok(engine.run()?))?;
+        let clock = Handle::current();
+        let engine = EngineThread::spawn(move || Ok(engine.run(&clock)?))?;
 
         let max = config.server.max_message_bytes;
         let fits = Arc::new(Fits::new(Arc::clone(&persrm), config.log_content)?);
@@ -190,12 +191,13 @@ fn load(config: &RewardConfig) -> anyhow::Result<(Model, Scheduler, Arc<PersRm>)
 pub(crate) fn scheduler(config: &RewardConfig, persrm: &PersRm) -> anyhow::Result<(Scheduler, usize)> {
     let (engine, shape) = (&config.engine, &persrm.assets.config);
     let sides = 1 + usize::from(persrm.has_reference());
-    let blocks = engine.blocks(sides * persrm.block_bytes(), blocks_for(shape.context), 1)?;
+    let cache_mib = engine.cache_mib(persrm.gpu())?;
+    let blocks = engine.blocks(cache_mib, sides * persrm.block_bytes(), blocks_for(shape.context), 1)?;
     let limits = Limits { vocab: shape.vocab, context: shape.context };
     let sharing = if engine.prefix_cache {
         SharedPrefix::sharing(&engine.shared_prefixes, &persrm.assets, &persrm.template)?
     } else {
         Sharing::Off
     };
-    Ok((Scheduler::new(limits, engine.slots, blocks, engine.prefill_chunk, sharing), blocks))
+    Ok((Scheduler::new(limits, engine.slots, blocks, engine.prefill_chunk(persrm.gpu()), sharing), blocks))
 }

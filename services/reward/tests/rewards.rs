@@ -120,7 +120,7 @@ async fn a_reopened_session_goes_on_with_the_same_bits_in_any_company_and_chunks
     }
 
     let mut other = config(&folder);
-    other.engine.prefill_chunk = 7;
+    other.engine.prefill_chunk = Some(7);
     other.engine.threads = 2;
     let running = start(other).await;
     let mut call = running.call().await;

@@ -85,7 +85,7 @@ async fn the_youngest_session_makes_room_when_the_cache_is_full() {
     let folder = write(Checkpoint::default());
     let mut config = config(&folder);
     // Blocks of the tiny shape take 8 KiB: 128 of them, 512 tokens are 32.
-    config.engine.cache_mib = 1;
+    config.engine.cache_mib = Some(1);
     config.engine.slots = 8;
     let running = start(config).await;
     let mut call = running.call().await;

@@ -153,7 +153,8 @@ fn name(worker: usize) -> String {
 }
 
 async fn worker(index: usize, slots: usize, chunk: usize, shared: Rc<Shared>) -> turmoil::Result {
-    let engine = EngineConfig { slots, prefill_chunk: chunk, cache_mib: 1, ..EngineConfig::default() };
+    let engine =
+        EngineConfig { slots, prefill_chunk: Some(chunk), cache_mib: Some(1), ..EngineConfig::default() };
     let config = RewardConfig { engine, ..RewardConfig::default() };
     let (service, mut driver) = reward::worker(&config, Arc::clone(&micro_models().1))?;
     tokio::spawn(serve(Routes::new(service), PORT));
@@ -174,8 +175,8 @@ async fn generate(plan: Plan, dns: Arc<Mutex<Vec<SocketAddr>>>, shared: Rc<Share
         reward: vec![format!("http+dns://rewards:{PORT}")],
         engine: EngineConfig {
             slots: plan.generator_slots,
-            prefill_chunk: plan.chunk,
-            cache_mib: 1,
+            prefill_chunk: Some(plan.chunk),
+            cache_mib: Some(1),
             ..EngineConfig::default()
         },
         reward_wait_max_seconds: 0.2,

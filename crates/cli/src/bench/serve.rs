@@ -25,7 +25,7 @@ const EXAMPLES: &str = "\
 Examples:
   attune bench serve --streams 16 --texts 64 --max-tokens 64 --prefer \"brief\"
   attune bench serve --streams 8 --arrivals poisson --rate 2 --prompts prompts.json --plot out.svg
-  attune bench serve --plain --prompt-tokens 128 --max-tokens 64 --ignore-eos --json
+  attune bench serve --plain --prompt-tokens 128 --max-tokens 64 --spread 0.5 --ignore-eos --json
 
 Without --plain every text is guided; without any option under Guidance, by the reward model as it is.
 A prompts file is a JSON list of strings, or of objects with a \"prompt\".";
@@ -57,6 +57,10 @@ pub(crate) struct ServeArgs {
     /// Prompts of exactly this many random token ids instead.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     prompt_tokens: Option<usize>,
+    /// Texts differ in length: each one's limit is drawn evenly from --max-tokens less this share of it to as
+    /// much more, so that texts come and go one by one.
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "max_tokens")]
+    spread: Option<f64>,
     /// No guidance.
     #[arg(long)]
     plain: bool,
@@ -94,6 +98,13 @@ fn rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
         _ => Err("must be a number above 0".to_owned()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("must be a number from 0 to 1".to_owned()),
     }
 }
 
@@ -158,5 +169,14 @@ fn requests(args: &ServeArgs, load: &Load, vocab: usize) -> Result<Vec<GenerateR
     let build = |prompt| {
         request::build(prompt, terms.clone(), &args.guidance, &args.sampling, &DetailArgs::default())
     };
-    Ok(prompts.into_iter().map(build).collect())
+    let mut requests: Vec<GenerateRequest> = prompts.into_iter().map(build).collect();
+    if let (Some(spread), Some(mean)) = (args.spread, args.sampling.max_tokens) {
+        // A file's prompts are asked in turn: as many texts as are asked for, so that each draws its own limit.
+        requests = requests.iter().cycle().take(load.warmup + load.texts).cloned().collect();
+        let limits = prompts::limits(requests.len(), mean, spread, load.seed);
+        for (request, limit) in requests.iter_mut().zip(limits) {
+            request.sampling.get_or_insert_default().max_tokens = Some(limit);
+        }
+    }
+    Ok(requests)
 }

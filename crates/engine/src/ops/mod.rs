@@ -144,6 +144,14 @@ pub(crate) struct Rotation<'a> {
 }
 
 impl Hardware {
+    /// The card, where it is one.
+    pub(crate) fn gpu(&self) -> Option<&Gpu> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Card(gpu, _) => Some(gpu),
+        }
+    }
+
     /// Says that a step is computed: see [`Threads::rest`].
     pub(crate) fn rest(&self) {
         if let Self::Cpu(threads) = self {

@@ -128,7 +128,7 @@ pub fn margins(
 }
 
 fn check_model(persrm: &PersRm, job: &Job) -> Result<(), FitError> {
-    if persrm.is_on_card() {
+    if persrm.gpu().is_some() {
         return Err(FitError::Unfit("profiles are fitted by workers whose model is on a CPU (--device cpu)"));
     }
     if job.reference == Reference::Model && !persrm.has_reference() {
