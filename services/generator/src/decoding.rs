@@ -118,10 +118,8 @@ impl Decoding {
                 self.open_sessions(id, now);
             }
         }
-        // Chosen tokens leave before the engine's own forward pass begins; first to the workers, who read them
-        // meanwhile.
+        // Chosen tokens leave for the workers before the engine's own forward pass begins: they read them meanwhile.
         self.flush(now);
-        self.tell();
         if !self.scheduler.has_work() {
             self.runnable_since = None;
             return Turn::Wait(self.next_deadline());
@@ -338,8 +336,8 @@ impl Decoding {
         self.sequences.remove(&id)
     }
 
-    /// Sends the clients their new tokens.
-    fn tell(&mut self) {
+    /// Sends the clients the tokens that were chosen since it was last called.
+    pub(crate) fn tell(&mut self) {
         for id in self.untold.drain(..) {
             if let Some(sequence) = self.sequences.get_mut(&id) {
                 sequence.tell(&self.instruments);

@@ -2,8 +2,8 @@
 //!
 //! An iteration: take what arrived (rewards choose tokens, and `Advance` leaves for the workers),
 //! admit, plan, run the forward pass, select candidates, and ask the workers for their rewards. The
-//! workers read the chosen tokens while this thread's own forward pass runs. `decoding` decides all
-//! of it; this file waits and computes.
+//! workers read the chosen tokens while this thread's own forward pass runs; clients hear of them before it, or,
+//! on a card, while it runs. `decoding` decides all of it; this file waits and computes.
 
 use std::{sync::Arc, time::Instant};
 
@@ -96,12 +96,11 @@ impl Device {
     /// The forward pass over the rows, and the candidates of the complete ones.
     fn compute(
         &self,
-        decoding: &Decoding,
+        decoding: &mut Decoding,
         rows: &[PlannedRows],
     ) -> Result<Vec<Result<Candidates, RowError>>, ForwardError> {
-        let instruments = decoding.instruments();
         let packed = rows.iter().map(|r| r.count).sum();
-        instruments.pass(packed);
+        decoding.instruments().pass(packed);
         let step = tracing::debug_span!("step", rows = packed);
         decoding.link(&step, rows);
         let _step = step.enter();
@@ -111,14 +110,16 @@ impl Device {
             let hidden = self.model.decoder.forward(&decoding.batch(rows), &self.cache)?;
             self.model.head(&hidden)?
         };
-        instruments.forward.record(lap.time());
+        decoding.instruments().forward.record(lap.time());
+        // A card has only been handed its work, and this thread is free until it is done.
+        decoding.tell();
         let selection = decoding.selection(rows);
         let selected = {
             let _span = tracing::debug_span!("select", rows = selection.len()).entered();
             self.model.select(&logits, &selection)?
         };
         self.model.rest();
-        instruments.select.record(lap.time());
+        decoding.instruments().select.record(lap.time());
         Ok(selected)
     }
 }
@@ -195,6 +196,9 @@ impl Engine {
             }
         }
         let turn = self.decoding.turn(now());
+        if self.device.model.gpu().is_none() || !matches!(turn, Turn::Compute(_)) {
+            self.decoding.tell();
+        }
         self.load.send_replace(self.decoding.load());
         let rows = match turn {
             Turn::Compute(rows) => rows,
@@ -204,7 +208,7 @@ impl Engine {
             // All that could have run had to make room.
             return Progress::Computed;
         }
-        match self.device.compute(&self.decoding, &rows) {
+        match self.device.compute(&mut self.decoding, &rows) {
             Ok(selected) => self.decoding.computed(&rows, selected, now()),
             Err(error) => {
                 tracing::error!(%error, "an iteration failed");
