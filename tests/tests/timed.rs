@@ -24,14 +24,7 @@ const FORWARD: Duration = Duration::from_millis(10);
 fn config(folder: &Path, slots: u32) -> TimedConfig {
     let tokenizer = Tokenizer::load(folder).unwrap();
     let fingerprint = tokenizer.fingerprint(tokenizer.size() as u32);
-    TimedConfig {
-        slots,
-        forward: FORWARD,
-        grace: Duration::ZERO,
-        fingerprint,
-        vocab: 512,
-        model_id: "timed".into(),
-    }
+    TimedConfig { slots, forward: FORWARD, on_card: false, fingerprint, vocab: 512, model_id: "timed".into() }
 }
 
 #[tokio::test]

@@ -368,7 +368,7 @@ fn timed(models: &Models, slots: u32, forward: Duration) -> TimedWorker {
     TimedWorker::start(TimedConfig {
         slots,
         forward,
-        grace: Duration::from_millis(3),
+        on_card: true,
         fingerprint: tokenizer.fingerprint(size),
         vocab: size,
         model_id: "timed".to_owned(),

@@ -110,7 +110,7 @@ async fn round_trips(count: usize) -> Result<Vec<Exchange>> {
     let worker = TimedWorker::start(TimedConfig {
         slots: 1,
         forward: Duration::ZERO,
-        grace: Duration::ZERO,
+        on_card: false,
         fingerprint: String::new(),
         vocab: u32::MAX,
         model_id: "timed".to_owned(),

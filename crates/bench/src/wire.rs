@@ -153,7 +153,7 @@ mod tests {
         let worker = TimedWorker::start(TimedConfig {
             slots: 8,
             forward: Duration::from_millis(1),
-            grace: Duration::ZERO,
+            on_card: false,
             fingerprint: String::new(),
             vocab: IDS,
             model_id: "timed".to_owned(),

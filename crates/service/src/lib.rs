@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod args;
 pub mod auth;
+pub mod batching;
 pub mod caller;
 pub mod clocks;
 pub mod config;

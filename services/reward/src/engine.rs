@@ -9,12 +9,14 @@ use std::{collections::HashMap, time::Instant};
 
 use attune_engine::ForwardError;
 use attune_proto::reward::v1::{FailureReason, Load, RequestFrame, response_frame};
-use attune_service::imminent;
+use attune_service::{
+    batching::{Batching, Begin},
+    imminent,
+};
 use tokio::{runtime::Handle, sync::mpsc, time::timeout_at};
 use tonic::Status;
 
 use crate::{
-    batching::{Batching, Begin},
     desk::Desk,
     failure::Failure,
     metrics::{Fill, Instruments},

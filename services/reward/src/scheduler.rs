@@ -6,9 +6,9 @@ use std::{collections::BTreeMap, time::Instant};
 
 use attune_engine::kv::{BLOCK_SIZE, BlockPool, BlockTable, CacheStats, Reader, Sharing, Writes};
 use attune_proto::reward::v1::FailureReason;
+use attune_service::batching::Demand;
 
 use crate::{
-    batching::Demand,
     failure::Failure,
     session::{Limits, Session},
     slots::{Slot, Slots},

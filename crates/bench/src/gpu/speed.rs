@@ -145,9 +145,7 @@ async fn decoding(
     let worker = TimedWorker::start(TimedConfig {
         slots: 256,
         forward: Duration::ZERO,
-        // Without it the streams take turns in groups, for it answers while others are read; with it it is kinder
-        // to new texts than a real worker (docs/performance.md).
-        grace: Duration::from_millis(2),
+        on_card: true,
         fingerprint: tokenizer.fingerprint(tokenizer.size() as u32),
         vocab: shape.vocab as u32,
         model_id: "timed".into(),

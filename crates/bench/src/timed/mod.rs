@@ -44,8 +44,9 @@ pub struct TimedConfig {
     pub slots: u32,
     /// How long one forward pass takes, whatever it reads.
     pub forward: Duration,
-    /// How long a pass waits for the sessions just answered, so that all share it.
-    pub grace: Duration,
+    /// Whether it stands for a worker on a card: answers wait for the pass under way, as what is handed to a card
+    /// does for what was before, and prompts for company ([`attune_service::batching`]).
+    pub on_card: bool,
     /// The tokenizer's fingerprint that the generator expects; its `Describe` tells it.
     pub fingerprint: String,
     /// Ids lie below this.
@@ -60,7 +61,7 @@ impl TimedConfig {
         Self {
             slots: 64,
             forward,
-            grace: Duration::ZERO,
+            on_card: false,
             fingerprint: generator.tokenizer_fingerprint.clone(),
             vocab: generator.vocab_size,
             model_id: "timed".to_owned(),

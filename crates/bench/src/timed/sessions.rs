@@ -10,6 +10,8 @@ use attune_proto::reward::v1::{
     prompt::Kind, request_frame, response_frame::Frame,
 };
 
+use attune_service::batching::{Batching, Begin, Demand};
+
 use super::TimedConfig;
 
 /// A session of a call.
@@ -19,13 +21,13 @@ type Key = (u64, u64);
 struct Session {
     /// Tokens generated before the step that is next.
     step: u32,
+    /// Whether its prompt has been read.
+    begun: bool,
     /// Whether a token came (or the prompt) that no forward has read.
     unread: bool,
     asked: Option<(Vec<u32>, Instant)>,
     /// When the hidden state of the step was there.
     ready: Instant,
-    /// When its rewards left, while the token chosen by them is awaited.
-    answered: Option<Instant>,
 }
 
 /// A forward pass under way.
@@ -41,18 +43,22 @@ struct Forward {
 pub(super) struct Sessions {
     slots: usize,
     forward: Duration,
-    grace: Duration,
+    on_card: bool,
     vocab: u32,
     forwards: u64,
     open: BTreeMap<Key, Session>,
     running: Option<Forward>,
+    batching: Batching,
+    /// When the next forward begins though nothing comes.
+    begins: Option<Instant>,
 }
 
 impl Sessions {
     pub(super) fn new(config: &TimedConfig) -> Self {
-        let &TimedConfig { slots, forward, grace, vocab, .. } = config;
-        let slots = slots.max(1) as usize;
-        Self { slots, forward, grace, vocab, forwards: 0, open: BTreeMap::new(), running: None }
+        let &TimedConfig { slots, forward, on_card, vocab, .. } = config;
+        let (slots, batching) = (slots.max(1) as usize, Batching::new(on_card));
+        let open = BTreeMap::new();
+        Self { slots, forward, on_card, vocab, forwards: 0, open, running: None, batching, begins: None }
     }
 
     pub(super) fn set_forward(&mut self, forward: Duration) {
@@ -61,17 +67,19 @@ impl Sessions {
 
     /// When something is to be done though nothing comes: the running forward ends, or the next begins.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        match &self.running {
-            Some(forward) => Some(forward.ends),
-            None => self.open.values().any(|s| s.unread).then(|| self.gathered()).flatten(),
-        }
+        self.running.as_ref().map(|forward| forward.ends).or(self.begins)
     }
 
-    /// Until when a forward waits for those just answered, who are about to have something to read:
-    /// without them, the sessions would fall into groups that take turns.
-    fn gathered(&self) -> Option<Instant> {
-        let answered = self.open.values().filter(|s| !s.unread).filter_map(|s| s.answered);
-        answered.max().map(|at| at + self.grace)
+    fn demand(&self) -> Demand {
+        let mut demand = Demand::default();
+        for session in self.open.values() {
+            *match (session.unread, session.begun) {
+                (false, _) => &mut demand.resting,
+                (true, true) => &mut demand.tokens,
+                (true, false) => &mut demand.prompts,
+            } += 1;
+        }
+        demand
     }
 
     /// Forward passes begun so far.
@@ -100,7 +108,6 @@ impl Sessions {
                     session.step += 1;
                     session.unread = true;
                     session.asked = None;
-                    session.answered = None;
                 });
                 (advance.session_id, done)
             }
@@ -167,10 +174,10 @@ impl Sessions {
         };
         let session = Session {
             step: open.generated_tokens.len() as u32,
+            begun: false,
             unread: true,
             asked: None,
             ready: at,
-            answered: None,
         };
         self.open.insert((call, open.session_id), session);
         Ok(Opened { session_id: open.session_id, guidance: Some(guidance) })
@@ -202,20 +209,22 @@ impl Sessions {
             && let Some(done) = self.running.take()
         {
             for (key, step) in done.batch {
+                let Some(session) = self.open.get_mut(&key) else { continue };
+                session.begun = true;
                 // Who moved on meanwhile is read by the next forward.
-                if let Some(session) = self.open.get_mut(&key).filter(|s| s.step == step) {
+                if session.step == step {
                     session.unread = false;
                     session.ready = now;
                 }
             }
         }
+        let busy = self.on_card && self.running.is_some();
         let mut answers = Vec::new();
         for (&(call, session_id), session) in &mut self.open {
-            if session.unread {
+            if session.unread || busy {
                 continue;
             }
             if let Some((ids, at)) = session.asked.take() {
-                session.answered = Some(now);
                 let work = now.saturating_duration_since(at.max(session.ready));
                 answers.push((
                     call,
@@ -228,13 +237,18 @@ impl Sessions {
                 ));
             }
         }
-        if self.running.is_none() && self.gathered().is_none_or(|at| at <= now) {
-            let batch: Vec<(Key, u32)> =
-                self.open.iter().filter(|(_, s)| s.unread).map(|(&key, s)| (key, s.step)).collect();
-            if !batch.is_empty() {
-                self.forwards += 1;
-                self.running = Some(Forward { ends: now + self.forward, batch });
-            }
+        if self.running.is_none() {
+            self.begins = match self.batching.begin(self.demand(), now) {
+                Begin::Never => None,
+                Begin::Later(moment) => Some(moment),
+                Begin::Now => {
+                    let unread = self.open.iter().filter(|(_, s)| s.unread);
+                    let batch = unread.map(|(&key, s)| (key, s.step)).collect();
+                    self.forwards += 1;
+                    self.running = Some(Forward { ends: now + self.forward, batch });
+                    None
+                }
+            };
         }
         answers
     }
@@ -255,9 +269,9 @@ mod tests {
 
     const FORWARD: Duration = Duration::from_millis(10);
 
-    fn sessions(slots: u32, grace: Duration) -> Sessions {
+    fn sessions(slots: u32, on_card: bool) -> Sessions {
         let (fingerprint, model_id) = (String::new(), String::new());
-        Sessions::new(&TimedConfig { slots, forward: FORWARD, grace, fingerprint, vocab: 10, model_id })
+        Sessions::new(&TimedConfig { slots, forward: FORWARD, on_card, fingerprint, vocab: 10, model_id })
     }
 
     fn open(id: u64) -> Asked {
@@ -278,7 +292,7 @@ mod tests {
 
     #[test]
     fn one_forward_serves_all_and_answers_when_it_is_over() {
-        let mut s = sessions(4, Duration::ZERO);
+        let mut s = sessions(4, false);
         let t = Instant::now();
         for id in [1, 2] {
             assert!(matches!(s.handle(1, open(id), t), Some(Frame::Opened(_))));
@@ -297,7 +311,7 @@ mod tests {
 
     #[test]
     fn an_advance_starts_the_wait_and_candidates_find_it_over() {
-        let mut s = sessions(1, Duration::ZERO);
+        let mut s = sessions(1, false);
         let t = Instant::now();
         s.handle(1, open(1), t);
         s.tick(t);
@@ -314,40 +328,41 @@ mod tests {
     }
 
     #[test]
-    fn a_forward_waits_a_moment_for_those_just_answered() {
-        let grace = Duration::from_millis(2);
-        let mut s = sessions(3, grace);
+    fn on_a_card_prompts_go_with_the_others_tokens_and_answers_wait_for_the_pass() {
+        let mut s = sessions(3, true);
         let t = Instant::now();
-        for id in [1, 2] {
-            s.handle(1, open(id), t);
-            s.handle(1, ask(id, 0), t);
-        }
+        let at = |tenths: u32| t + FORWARD * tenths / 10;
+        let advance = |step| Asked::Advance(Advance { session_id: 1, step, token: 3 });
+        s.handle(1, open(1), t);
+        s.handle(1, ask(1, 0), t);
         s.tick(t);
-        s.handle(1, open(3), t + FORWARD / 2);
-        s.handle(1, ask(3, 0), t + FORWARD / 2);
-        assert_eq!(answered(&s.tick(t + FORWARD)), [(1, 0), (2, 0)]);
-        assert_eq!((s.forwards(), s.deadline()), (1, Some(t + FORWARD + grace)));
-        let advance = |id| Asked::Advance(Advance { session_id: id, step: 0, token: 3 });
-        s.handle(1, advance(1), t + FORWARD);
-        s.tick(t + FORWARD);
-        assert_eq!(s.forwards(), 1, "2 is still awaited");
-        s.handle(1, advance(2), t + FORWARD + grace / 2);
-        s.tick(t + FORWARD + grace / 2);
-        assert_eq!((s.forwards(), s.deadline()), (2, Some(t + FORWARD * 2 + grace / 2)), "all are there");
-        assert_eq!(answered(&s.tick(t + FORWARD * 2 + grace / 2)), [(3, 0)]);
-        // Of 1, 2 and 3 only 3 is about to advance; it takes too long.
-        s.handle(1, ask(1, 1), t + FORWARD * 3);
-        assert_eq!(answered(&s.tick(t + FORWARD * 3)), [(1, 1)]);
-        s.handle(1, Asked::Advance(Advance { session_id: 2, step: 1, token: 3 }), t + FORWARD * 3);
-        s.tick(t + FORWARD * 3);
-        assert_eq!(s.forwards(), 2);
-        s.tick(t + FORWARD * 3 + grace);
-        assert_eq!(s.forwards(), 3);
+        assert_eq!(answered(&s.tick(at(10))), [(1, 0)]);
+        s.handle(1, advance(0), at(10));
+        s.tick(at(10));
+        s.handle(1, ask(1, 1), at(15));
+        assert!(s.tick(at(15)).is_empty());
+        assert_eq!(answered(&s.tick(at(20))), [(1, 1)]);
+        s.handle(1, advance(1), at(21));
+        s.tick(at(21));
+        s.tick(at(31));
+        assert_eq!((s.forwards(), s.deadline()), (3, None));
+        // A step took eleven tenths: the prompt waits for the next token, and for no longer than two of them.
+        s.handle(1, open(2), at(31));
+        s.tick(at(31));
+        assert_eq!((s.forwards(), s.deadline()), (3, Some(at(21) + FORWARD * 22 / 10)));
+        s.handle(1, ask(1, 2), at(32));
+        assert_eq!(answered(&s.tick(at(32))), [(1, 2)], "no pass is under way");
+        s.handle(1, advance(2), at(33));
+        s.tick(at(33));
+        assert_eq!((s.forwards(), s.deadline()), (4, Some(at(43))));
+        s.handle(1, ask(2, 0), at(34));
+        s.handle(1, ask(1, 3), at(34));
+        assert_eq!(answered(&s.tick(at(43))), [(1, 3), (2, 0)], "one pass read both");
     }
 
     #[test]
     fn slots_are_limited_and_come_back() {
-        let mut s = sessions(1, Duration::ZERO);
+        let mut s = sessions(1, false);
         let t = Instant::now();
         s.handle(1, open(1), t);
         let Some(Frame::Failed(failed)) = s.handle(2, open(1), t) else { panic!("one slot, two sessions") };
@@ -360,7 +375,7 @@ mod tests {
 
     #[test]
     fn frames_of_another_step_end_their_session_alone() {
-        let mut s = sessions(2, Duration::ZERO);
+        let mut s = sessions(2, false);
         let t = Instant::now();
         s.handle(1, open(1), t);
         s.handle(1, open(2), t);

@@ -1,4 +1,4 @@
-//! When the next forward pass begins: at once, or a little later, in company.
+//! When a reward worker's next forward pass begins: at once, or a little later, in company.
 //!
 //! A pass on a card takes about as long for a prompt as for the tokens of all running texts, since it reads all
 //! weights either way. A prompt in a pass of its own would keep the answers of all others waiting for as long; in the
@@ -16,27 +16,27 @@ const LONGEST: Duration = Duration::from_millis(50);
 
 /// Who would be in the next pass, and who may soon be.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Demand {
+pub struct Demand {
     /// Sessions with one token to read: running texts.
-    pub(crate) tokens: usize,
+    pub tokens: usize,
     /// Sessions with more to read: prompts, and texts that come back.
-    pub(crate) prompts: usize,
+    pub prompts: usize,
     /// Sessions that have read all they know: running texts, whose next token comes.
-    pub(crate) resting: usize,
+    pub resting: usize,
     /// Sessions whose prompt is being encoded.
-    pub(crate) encoding: usize,
+    pub encoding: usize,
 }
 
 impl Demand {
     /// Whether a pass would have anything to read.
-    pub(crate) fn is_work(&self) -> bool {
+    pub fn is_work(&self) -> bool {
         self.tokens + self.prompts > 0
     }
 }
 
 /// When a pass may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Begin {
+pub enum Begin {
     /// There is nothing to read.
     Never,
     /// Now.
@@ -47,7 +47,7 @@ pub(crate) enum Begin {
 
 /// Decides when passes begin.
 #[derive(Debug, Default)]
-pub(crate) struct Batching {
+pub struct Batching {
     /// Whether passes wait for company at all.
     waits: bool,
     /// When the last pass with tokens began, and how long after the one before.
@@ -59,12 +59,12 @@ pub(crate) struct Batching {
 
 impl Batching {
     /// Passes that wait for company, as is best on a card, or never do.
-    pub(crate) fn new(waits: bool) -> Self {
+    pub fn new(waits: bool) -> Self {
         Self { waits, ..Self::default() }
     }
 
     /// When the pass that reads this may begin.
-    pub(crate) fn begin(&mut self, demand: Demand, now: Instant) -> Begin {
+    pub fn begin(&mut self, demand: Demand, now: Instant) -> Begin {
         if !demand.is_work() {
             self.since = None;
             return Begin::Never;
