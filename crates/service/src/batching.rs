@@ -2,8 +2,9 @@
 //!
 //! A pass on a card takes about as long for a prompt as for the tokens of all running texts, since it reads all
 //! weights either way. A prompt in a pass of its own would keep the answers of all others waiting for as long; in the
-//! pass that reads their next tokens it costs them next to nothing. On a CPU a pass takes as long as its rows, and the
-//! time while the generator computes is best used: nothing waits there.
+//! pass that reads their next tokens it costs them next to nothing. For the same reason sessions whose tokens come a
+//! little apart should not each have a pass: they would take turns from then on. On a CPU a pass takes as long as its
+//! rows, and the time while the generator computes is best used: nothing waits there.
 //!
 //! Pure state; time is passed in.
 
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// How long tokens wait for prompts that came with them and are still being encoded. Most take a tenth of that.
 const ENCODING: Duration = Duration::from_millis(1);
+/// How long tokens wait, behind the last answers, for the tokens that are chosen by these.
+const ANSWERED: Duration = Duration::from_millis(2);
 /// The longest that prompts wait for the tokens of running texts.
 const LONGEST: Duration = Duration::from_millis(50);
 
@@ -23,6 +26,8 @@ pub struct Demand {
     pub prompts: usize,
     /// Sessions that have read all they know: running texts, whose next token comes.
     pub resting: usize,
+    /// Those of them that have been answered: their next token comes at once, where their generator is free.
+    pub answered: usize,
     /// Sessions whose prompt is being encoded.
     pub encoding: usize,
 }
@@ -55,12 +60,19 @@ pub struct Batching {
     step: Duration,
     /// Since when the next pass waits.
     since: Option<Instant>,
+    /// When the last answers left.
+    answered: Option<Instant>,
 }
 
 impl Batching {
     /// Passes that wait for company, as is best on a card, or never do.
     pub fn new(waits: bool) -> Self {
         Self { waits, ..Self::default() }
+    }
+
+    /// Answers have left.
+    pub fn answered(&mut self, now: Instant) {
+        self.answered = Some(now);
     }
 
     /// When the pass that reads this may begin.
@@ -70,14 +82,15 @@ impl Batching {
             return Begin::Never;
         }
         let since = *self.since.get_or_insert(now);
-        let patience = match demand {
-            _ if !self.waits => Duration::ZERO,
-            Demand { tokens: 1.., encoding: 1.., .. } => ENCODING,
-            Demand { tokens: 0, resting: 1.., .. } => self.until_next_tokens(since),
-            _ => Duration::ZERO,
+        let until = match demand {
+            _ if !self.waits => since,
+            Demand { tokens: 1.., answered: 1.., .. } => self.answered.map_or(since, |at| at + ANSWERED),
+            Demand { tokens: 1.., encoding: 1.., .. } => since + ENCODING,
+            Demand { tokens: 0, resting: 1.., .. } => since + self.until_next_tokens(since),
+            _ => since,
         };
-        if now < since + patience {
-            return Begin::Later(since + patience);
+        if now < until {
+            return Begin::Later(until);
         }
         self.since = None;
         if demand.tokens > 0 {
@@ -100,8 +113,8 @@ impl Batching {
 mod tests {
     use super::*;
 
-    const RUNNING: Demand = Demand { tokens: 3, prompts: 0, resting: 0, encoding: 0 };
-    const PROMPT: Demand = Demand { tokens: 0, prompts: 1, resting: 3, encoding: 0 };
+    const RUNNING: Demand = Demand { tokens: 3, prompts: 0, resting: 0, answered: 0, encoding: 0 };
+    const PROMPT: Demand = Demand { tokens: 0, prompts: 1, resting: 3, answered: 0, encoding: 0 };
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -157,11 +170,28 @@ mod tests {
     }
 
     #[test]
+    fn tokens_wait_a_moment_for_those_of_who_was_just_answered() {
+        let (mut batching, now) = in_step();
+        let some = Demand { resting: 2, answered: 2, ..RUNNING };
+        batching.answered(now + ms(5));
+        assert_eq!(batching.begin(some, now + ms(6)), Begin::Later(now + ms(5) + ANSWERED));
+        assert_eq!(batching.begin(RUNNING, now + ms(6)), Begin::Now, "all have come");
+        batching.answered(now + ms(10));
+        assert_eq!(batching.begin(some, now + ms(12)), Begin::Now, "the others take too long");
+        batching.answered(now + ms(15));
+        assert_eq!(
+            batching.begin(Demand { answered: 0, ..some }, now + ms(15)),
+            Begin::Now,
+            "they were others"
+        );
+    }
+
+    #[test]
     fn on_a_cpu_nothing_waits() {
         let (mut batching, now) = (Batching::new(false), Instant::now());
-        for (after, demand) in
-            [(0, RUNNING), (5, RUNNING), (6, PROMPT), (7, Demand { encoding: 1, ..RUNNING })]
-        {
+        batching.answered(now + ms(6));
+        let waiting = Demand { resting: 1, answered: 1, encoding: 1, ..RUNNING };
+        for (after, demand) in [(0, RUNNING), (5, RUNNING), (6, PROMPT), (7, waiting)] {
             assert_eq!(batching.begin(demand, now + ms(after)), Begin::Now);
         }
     }

@@ -153,7 +153,10 @@ impl Scheduler {
         for Entry { session, .. } in self.entries.values() {
             let who = match session.unread() {
                 0 if !session.started() => &mut demand.encoding,
-                0 => &mut demand.resting,
+                0 => {
+                    demand.answered += usize::from(session.is_answered());
+                    &mut demand.resting
+                }
                 1 => &mut demand.tokens,
                 _ => &mut demand.prompts,
             };

@@ -175,6 +175,11 @@ impl Session {
         self.asked.as_deref().filter(|_| ready)
     }
 
+    /// Whether this step's candidates have been answered, so that its token is awaited.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.seen && self.asked.is_none()
+    }
+
     /// Notes that the candidates have been answered.
     pub(crate) fn answered(&mut self) {
         self.asked = None;
@@ -229,10 +234,11 @@ mod tests {
         assert_eq!(s.answerable(), None);
         s.advance_read(3);
         assert_eq!(s.answerable(), Some(&[4, 4][..]));
+        assert!(!s.is_answered());
         s.answered();
-        assert!(!s.waiting());
+        assert!(!s.waiting() && s.is_answered());
         s.advance(1, 4).unwrap();
-        assert_eq!((s.unread(), s.position()), (1, 3));
+        assert_eq!((s.unread(), s.position(), s.is_answered()), (1, 3, false));
     }
 
     #[test]

@@ -28,6 +28,8 @@ struct Session {
     asked: Option<(Vec<u32>, Instant)>,
     /// When the hidden state of the step was there.
     ready: Instant,
+    /// Whether its rewards left, so that the token chosen by them is awaited.
+    answered: bool,
 }
 
 /// A forward pass under way.
@@ -74,7 +76,10 @@ impl Sessions {
         let mut demand = Demand::default();
         for session in self.open.values() {
             *match (session.unread, session.begun) {
-                (false, _) => &mut demand.resting,
+                (false, _) => {
+                    demand.answered += usize::from(session.answered);
+                    &mut demand.resting
+                }
                 (true, true) => &mut demand.tokens,
                 (true, false) => &mut demand.prompts,
             } += 1;
@@ -108,6 +113,7 @@ impl Sessions {
                     session.step += 1;
                     session.unread = true;
                     session.asked = None;
+                    session.answered = false;
                 });
                 (advance.session_id, done)
             }
@@ -178,6 +184,7 @@ impl Sessions {
             unread: true,
             asked: None,
             ready: at,
+            answered: false,
         };
         self.open.insert((call, open.session_id), session);
         Ok(Opened { session_id: open.session_id, guidance: Some(guidance) })
@@ -225,6 +232,8 @@ impl Sessions {
                 continue;
             }
             if let Some((ids, at)) = session.asked.take() {
+                session.answered = true;
+                self.batching.answered(now);
                 let work = now.saturating_duration_since(at.max(session.ready));
                 answers.push((
                     call,
