@@ -54,7 +54,8 @@ pids+=("$!")
 while "$bin/attune" generate --endpoint "http://$address" --max-tokens 48 --prefer "with a funny joke" \
     "How do I bake the bread?" >/dev/null 2>&1; do :; done &
 pids+=("$!")
-curl --silent --output /dev/null --retry 50 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$web/-/ready"
+# --fail: else a retry stumbles over the body of "not ready yet", which it cannot take back from /dev/null.
+curl --silent --fail --output /dev/null --retry 50 --retry-connrefused --retry-delay 1 "http://127.0.0.1:$web/-/ready"
 helm template demo helm/attune --namespace attune --kube-version 1.30.0 --values helm/attune/ci/keda.yaml \
     --show-only templates/autoscaling.yaml >"$work/scalers.yaml"
 python3 scripts/dashboards.py live "http://127.0.0.1:$web" "$work/scalers.yaml"
