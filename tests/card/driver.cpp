@@ -173,9 +173,10 @@ Result make(uint64_t* at, size_t bytes) {
     size_t whole = (bytes + 3 * GUARD) / GUARD * GUARD;
     unsigned char* memory = (unsigned char*)aligned_alloc(GUARD, whole);
     if (!memory) return OUT_OF_MEMORY;
-    memset(memory, MARK, whole);
-    // What is not written has no meaning: NaN in every format.
-    memset(memory + GUARD, 0xFF, bytes);
+    memset(memory, MARK, GUARD);
+    memset(memory + GUARD + bytes, MARK, GUARD);
+    // What is not written has no meaning: NaN in every format. A card that computes nothing reads none of it.
+    if (!pass_us) memset(memory + GUARD, 0xFF, bytes);
     *at = (uint64_t)(memory + GUARD);
     arrays[*at] = bytes;
     used += bytes;

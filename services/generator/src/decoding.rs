@@ -12,15 +12,15 @@ use std::{
 };
 
 use attune_engine::{Assets, Output as Wanted, SequenceRows};
-use attune_guidance::{Candidates, RowError};
-use attune_kernels::SelectRow;
+use attune_guidance::{Candidates, RowError, Term};
+use attune_kernels::{FuseRow, SelectRow};
 use attune_service::{status, telemetry::trace};
 use tonic::Status;
 
 use crate::{
     fuse::Fuse,
     guides::{self, Patience},
-    metrics::Instruments,
+    metrics::{Instruments, Lap},
     pool::Pool,
     scheduler::{Load, PlannedRows, Scheduler, SequenceId},
     sequence::{Next, Sequence, Submission},
@@ -98,6 +98,7 @@ impl Decoding {
 
     /// Does all that can be done without computing, and says what comes next.
     pub(crate) fn turn(&mut self, now: Instant) -> Turn {
+        self.choose(now);
         self.end_abandoned(now);
         for id in self.scheduler.running().collect::<Vec<_>>() {
             self.open_sessions(id, now);
@@ -233,27 +234,17 @@ impl Decoding {
             self.scheduler.advance(row.id, row.count);
         }
         let complete = rows.iter().filter(|r| r.complete).map(|r| r.id);
-        let mut unguided = Vec::new();
         for (id, candidates) in complete.zip(selected) {
             let found = self.scheduler.found(id);
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
             sequence.prefilled(found);
             match candidates {
                 Ok(candidates) => sequence.ask(candidates, now),
-                Err(error) => {
-                    self.fail(id, row_status(error));
-                    continue;
-                }
-            }
-            if sequence.guides.is_empty() {
-                unguided.push(id);
+                Err(error) => self.fail(id, row_status(error)),
             }
         }
         // The questions leave before anything else is done.
         self.flush(now);
-        for id in unguided {
-            self.choose(id, now);
-        }
     }
 
     /// Who runs and waits, and how the cache is used.
@@ -305,21 +296,41 @@ impl Decoding {
         self.flush(now);
     }
 
-    fn choose(&mut self, id: SequenceId, now: Instant) {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        match sequence.choose(&self.assets, &self.fuse, &self.instruments, now) {
-            Ok(Next::Wait) => {}
-            Ok(Next::Continue(token)) => {
-                self.scheduler.push(id, token);
-                self.untold.push(id);
+    /// Chooses the tokens of all steps that have their rewards.
+    fn choose(&mut self, now: Instant) {
+        let mut lap = Lap::start();
+        let ready = self.sequences.iter_mut().filter_map(|(&id, s)| Some((id, s.rewarded()?)));
+        let (mut steps, mut failed) = (Vec::new(), Vec::new());
+        for (id, rewarded) in ready {
+            match rewarded {
+                Ok(rewarded) => steps.push((id, rewarded)),
+                Err(error) => failed.push((id, error)),
             }
-            Ok(Next::Finish(reason)) => {
-                if let Some(mut sequence) = self.remove(id) {
-                    sequence.tell(&self.instruments);
-                    sequence.finish(reason, now);
+        }
+        let terms: Vec<Vec<Term<'_>>> = steps.iter().map(|(_, step)| step.terms()).collect();
+        let rows: Vec<FuseRow<'_>> = steps.iter().zip(&terms).map(|((_, step), t)| step.row(t)).collect();
+        let chosen = self.fuse.choose(&rows);
+        let each = lap.time() / rows.len().max(1) as u32;
+        for ((id, step), chosen) in steps.iter().zip(chosen) {
+            self.instruments.fuse.record(each);
+            let Some(sequence) = self.sequences.get_mut(id) else { continue };
+            let next = chosen.and_then(|c| sequence.choose(step, &c, &self.assets, &self.instruments, now));
+            match next {
+                Ok(Next::Continue(token)) => {
+                    self.scheduler.push(*id, token);
+                    self.untold.push(*id);
                 }
+                Ok(Next::Finish(reason)) => {
+                    if let Some(mut sequence) = self.remove(*id) {
+                        sequence.tell(&self.instruments);
+                        sequence.finish(reason, now);
+                    }
+                }
+                Err(error) => failed.push((*id, error)),
             }
-            Err(error) => self.fail(id, row_status(error)),
+        }
+        for (id, error) in failed {
+            self.fail(id, row_status(error));
         }
     }
 

@@ -45,19 +45,16 @@ impl Fuse {
         }
     }
 
-    /// The choice in one row.
-    ///
-    /// # Errors
-    /// Numbers that are not finite.
-    pub(crate) fn choose(&self, row: FuseRow<'_>) -> Result<Chosen, RowError> {
+    /// The choice in each row. A row fails alone, by numbers that are not finite.
+    pub(crate) fn choose(&self, rows: &[FuseRow<'_>]) -> Vec<Result<Chosen, RowError>> {
         if let Self::Card(gpu) = self {
-            match gpu.fuse_sample(&[row]) {
-                Ok(mut chosen) => return chosen.remove(0),
-                // The host chooses the same token, and the next pass meets what is wrong with the card.
-                Err(error) => tracing::error!(%error, "a token could not be chosen on the card"),
+            match gpu.fuse_sample(rows) {
+                Ok(chosen) => return chosen,
+                // The host chooses the same tokens, and the next pass meets what is wrong with the card.
+                Err(error) => tracing::error!(%error, "tokens could not be chosen on the card"),
             }
         }
-        fuse_sample(&[row]).remove(0)
+        fuse_sample(rows)
     }
 }
 

@@ -327,8 +327,6 @@ pub(crate) enum Received {
 /// What follows a chosen token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Nothing: no step is pending.
-    Wait,
     /// Another step, behind this token.
     Continue(u32),
     /// The text has ended.

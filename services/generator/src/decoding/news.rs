@@ -8,7 +8,6 @@ use super::Decoding;
 use crate::{
     guides::{self, Loss, Verdict},
     scheduler::SequenceId,
-    sequence::Sequence,
     worker::{Event, Problem, WorkerId},
 };
 
@@ -83,11 +82,6 @@ impl Decoding {
 
     pub(super) fn follow(&mut self, id: SequenceId, verdict: Verdict, now: Instant) {
         match verdict {
-            Verdict::Fine => {
-                if self.sequences.get(&id).is_some_and(Sequence::ready) {
-                    self.choose(id, now);
-                }
-            }
             Verdict::Wait(pause) => {
                 self.withdraw(id);
                 self.parked.push((now + pause, id));
@@ -97,7 +91,7 @@ impl Decoding {
                 self.roomless.insert(id);
             }
             Verdict::Fail(status) => self.fail(id, status),
-            Verdict::Distrust(_) => {}
+            Verdict::Fine | Verdict::Distrust(_) => {}
         }
     }
 

@@ -1,4 +1,5 @@
-//! The end of a step: rewards and base log-probabilities are fused, and a token is chosen.
+//! The end of a step: rewards and base log-probabilities are fused, and a token is chosen. All steps that end at once
+//! are fused in one batch.
 
 use std::time::Instant;
 
@@ -7,58 +8,96 @@ use attune_guidance::{Candidates, RowError, Sampling, Term, fuse};
 use attune_kernels::{Chosen, FuseRow};
 use attune_proto::generator::v1::{Candidate, FinishReason, Token};
 
-use super::{Next, Pending, Sequence};
-use crate::{
-    fuse::Fuse,
-    metrics::{Instruments, Lap},
-};
+use super::{Guide, Next, Pending, Sequence};
+use crate::metrics::Instruments;
+
+/// A step whose rewards are all there.
+pub(crate) struct Rewarded {
+    candidates: Candidates,
+    rewards: Vec<Reward>,
+    min_p: f32,
+    sampling: Sampling,
+    /// When the candidates were sent.
+    since: Instant,
+    /// The choice in a trace.
+    _fuse: tracing::Span,
+}
+
+/// What one guidance says of the candidates.
+struct Reward {
+    strength: f32,
+    clip: Option<f32>,
+    values: Vec<f32>,
+}
+
+impl Reward {
+    fn term(&self) -> Term<'_> {
+        Term { strength: self.strength, clip: self.clip, rewards: &self.values }
+    }
+}
+
+impl Rewarded {
+    /// The guidances' terms.
+    pub(crate) fn terms(&self) -> Vec<Term<'_>> {
+        self.rewards.iter().map(Reward::term).collect()
+    }
+
+    /// The step as it is fused, with its terms.
+    pub(crate) fn row<'a>(&'a self, terms: &'a [Term<'a>]) -> FuseRow<'a> {
+        FuseRow { candidates: &self.candidates, terms, min_p: self.min_p, sampling: self.sampling }
+    }
+}
 
 impl Sequence {
-    /// Chooses the token of the pending step, and tells the sessions. The client hears of it by [`Sequence::tell`].
+    /// Takes the pending step, where all its rewards are there.
     ///
     /// # Errors
     /// Numbers that are not finite: this text fails, alone.
-    pub(crate) fn choose(
-        &mut self,
-        assets: &Assets,
-        fuse: &Fuse,
-        instruments: &Instruments,
-        now: Instant,
-    ) -> Result<Next, RowError> {
-        let Some(Pending { candidates, since, .. }) = self.pending.take() else { return Ok(Next::Wait) };
-        let mut lap = Lap::start();
-        let rewards = self
-            .guides
-            .iter_mut()
-            .map(|guide| guide.rewards(&candidates))
-            .collect::<Result<Vec<Vec<f32>>, RowError>>()?;
-        let terms: Vec<Term<'_>> = self
-            .guides
-            .iter()
-            .zip(&rewards)
-            .map(|(g, r)| Term { strength: g.asked.strength, clip: g.asked.clip, rewards: r })
-            .collect();
-        let step = self.step();
-        let sampling = &self.request.sampling;
-        let row = FuseRow {
-            candidates: &candidates,
-            terms: &terms,
+    pub(crate) fn rewarded(&mut self) -> Option<Result<Rewarded, RowError>> {
+        if !self.ready() {
+            return None;
+        }
+        let Pending { candidates, since, .. } = self.pending.take()?;
+        let of = |guide: &mut Guide| {
+            let (strength, clip) = (guide.asked.strength, guide.asked.clip);
+            Ok(Reward { strength, clip, values: guide.rewards(&candidates)? })
+        };
+        let rewards = match self.guides.iter_mut().map(of).collect() {
+            Ok(rewards) => rewards,
+            Err(error) => return Some(Err(error)),
+        };
+        let (index, sampling) = (self.step(), &self.request.sampling);
+        Some(Ok(Rewarded {
+            candidates,
+            rewards,
             min_p: sampling.min_p,
             sampling: Sampling {
                 temperature: sampling.temperature,
                 top_p: sampling.top_p,
                 seed: sampling.seed,
-                index: step,
+                index,
             },
-        };
-        let chosen = {
-            let _span = tracing::debug_span!(parent: self.trail.span(), "fuse").entered();
-            fuse.choose(row)?
-        };
-        let token = self.describe(&candidates, &terms, &chosen)?;
-        instruments.fuse.record(lap.time());
+            since,
+            _fuse: tracing::debug_span!(parent: self.trail.span(), "fuse"),
+        }))
+    }
+
+    /// Goes on behind the token chosen at a step, and tells the sessions. The client hears of it by [`Sequence::tell`].
+    ///
+    /// # Errors
+    /// Numbers that are not finite: this text fails, alone.
+    pub(crate) fn choose(
+        &mut self,
+        rewarded: &Rewarded,
+        chosen: &Chosen,
+        assets: &Assets,
+        instruments: &Instruments,
+        now: Instant,
+    ) -> Result<Next, RowError> {
+        let token = self.describe(&rewarded.candidates, &rewarded.terms(), chosen)?;
+        let (step, sampling) = (self.step(), &self.request.sampling);
         if !self.guides.is_empty() {
-            let wait = now.saturating_duration_since(since);
+            let wait = now.saturating_duration_since(rewarded.since);
             instruments.reward_wait.record(wait);
             self.trail.waited(wait.as_secs_f64());
         }
