@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use attune_bench::plan::{Ask, Cost, Device, Half, Load, Model, Storage};
 use attune_engine::hub;
 use attune_kernels::Format;
@@ -50,9 +50,9 @@ struct StorageArgs {
     /// The same for the reward model [default: as the base]
     #[arg(long, value_name = "FORM")]
     reward_quantize: Option<Quantize>,
-    /// Bits of a number in the caches of keys and values; this version has 32
-    #[arg(long, value_name = "BITS", default_value_t = 32, value_parser = clap::value_parser!(u32).range(8..=32))]
-    cache_bits: u32,
+    /// Bits of a number in the caches of keys and values [default: 32 on a CPU, as the matrices' on a card]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(8..=32))]
+    cache_bits: Option<u32>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -147,13 +147,30 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 impl StorageArgs {
-    fn storage(&self, dtype: Option<Dtype>, quantize: Option<Quantize>) -> Storage {
+    /// How a model is kept on a device of this name.
+    fn storage(
+        &self,
+        flags: (Option<Dtype>, Option<Quantize>),
+        model: &Model,
+        device: &str,
+    ) -> Result<Storage> {
         let engine = EngineConfig {
-            dtype: dtype.unwrap_or(Dtype::Auto),
-            quantize: quantize.unwrap_or(Quantize::None),
+            dtype: flags.0.unwrap_or(Dtype::Auto),
+            quantize: flags.1.unwrap_or(Quantize::None),
             ..EngineConfig::default()
         };
-        Storage { weights: engine.format(), cache_number: f64::from(self.cache_bits) / 8.0 }
+        let weights = engine.format();
+        let cache_number = match (device, weights.or(model.stored)) {
+            ("cpu", _) => 4.0,
+            (_, Some(Format::Q8)) => bail!(
+                "{} has 8-bit weights, which compute on a CPU alone: give --dtype bf16 for a card",
+                model.name
+            ),
+            (_, Some(Format::F16 | Format::Bf16)) => 2.0,
+            (_, Some(Format::F32) | None) => 4.0,
+        };
+        let cache_number = self.cache_bits.map_or(cache_number, |bits| f64::from(bits) / 8.0);
+        Ok(Storage { weights, cache_number })
     }
 }
 
@@ -191,15 +208,16 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         })
     };
     let base = open(&args.base)?;
-    let storage = s.storage(s.dtype, s.quantize);
+    let storage = s.storage((s.dtype, s.quantize), &base, &devices.device)?;
     let generator = half(&base, &devices.device, storage, Cost::of_base(&base, storage)?)?;
     let reward = match &args.reward {
         None => None,
         Some(name) => {
             let model = open(name)?;
-            let storage = s.storage(s.reward_dtype.or(s.dtype), s.reward_quantize.or(s.quantize));
             let compares = load.reference.map_or(model.compares, |r| r == ReferenceArg::Model);
             let device = devices.reward_device.as_ref().unwrap_or(&devices.device);
+            let flags = (s.reward_dtype.or(s.dtype), s.reward_quantize.or(s.quantize));
+            let storage = s.storage(flags, &model, device)?;
             let cost = Cost::of_reward(&model, storage, load.candidates as usize, compares)?;
             Some(half(&model, device, storage, cost)?)
         }

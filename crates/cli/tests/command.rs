@@ -307,6 +307,7 @@ fn a_plan_needs_no_server() {
     assert!(text(&table.stdout).contains("workers for a generator"), "{}", text(&table.stdout));
     for (wrong, named) in [
         (&["--memory", "0.001"][..], "does not fit"),
+        (&["--device", "h100", "--quantize", "q8"], "CPU alone"),
         (&["--memory", "8", "--max-step-ms", "0.001"], "--max-step-ms"),
         (&["--memory", "8", "--device", "abacus", "--tflops", "0"], "--tflops"),
     ] {

@@ -84,7 +84,7 @@ fn json(folder: &Path, file: &str) -> Result<Value> {
 pub struct Storage {
     /// Of the matrices. `None`: as the checkpoint has them.
     pub weights: Option<Format>,
-    /// Bytes of a number in the caches of keys and values: 4 in this version.
+    /// Bytes of a number in the caches of keys and values: 4 on a CPU, as of the matrices on a card.
     pub cache_number: f64,
 }
 
