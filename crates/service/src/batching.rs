@@ -28,7 +28,8 @@ pub struct Demand {
     pub resting: usize,
     /// Those of them that have been answered: their next token comes at once, where their generator is free.
     pub answered: usize,
-    /// Sessions whose prompt is being encoded.
+    /// Sessions opened since the last pass whose prompt is still being encoded. Older ones are none of these: their
+    /// profile may be long in coming.
     pub encoding: usize,
 }
 

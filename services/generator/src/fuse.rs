@@ -47,7 +47,7 @@ impl Fuse {
 
     /// The choice in each row. A row fails alone, by numbers that are not finite.
     pub(crate) fn choose(&self, rows: &[FuseRow<'_>]) -> Vec<Result<Chosen, RowError>> {
-        if let Self::Card(gpu) = self {
+        if let (Self::Card(gpu), false) = (self, rows.is_empty()) {
             match gpu.fuse_sample(rows) {
                 Ok(chosen) => return chosen,
                 // The host chooses the same tokens, and the next pass meets what is wrong with the card.

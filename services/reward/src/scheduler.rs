@@ -44,6 +44,8 @@ struct Entry {
     owner: String,
     /// From its admission on.
     held: Option<Held>,
+    /// The pass behind which it was opened.
+    opened: u64,
     /// The pass that read some of its owner's prompts last, when it was opened; then of its own prompt.
     turn: u64,
 }
@@ -102,7 +104,8 @@ impl Scheduler {
         self.next += 1;
         // It inherits its owner's turn: else an owner could be always first by opening ever more.
         let turn = self.entries.values().filter(|e| e.owner == owner).map(|e| e.turn).max().unwrap_or(0);
-        self.entries.insert(key, Entry { session, owner: owner.to_owned(), held: None, turn });
+        let entry = Entry { session, owner: owner.to_owned(), held: None, opened: self.passes, turn };
+        self.entries.insert(key, entry);
         Ok((key, slot))
     }
 
@@ -150,8 +153,9 @@ impl Scheduler {
     /// Who would be in the next pass, and who may soon be.
     pub(crate) fn demand(&self) -> Demand {
         let mut demand = Demand::default();
-        for Entry { session, .. } in self.entries.values() {
+        for Entry { session, opened, .. } in self.entries.values() {
             let who = match session.unread() {
+                0 if !session.started() && *opened < self.passes => continue,
                 0 if !session.started() => &mut demand.encoding,
                 0 => {
                     demand.answered += usize::from(session.is_answered());

@@ -51,6 +51,26 @@ fn a_long_prompt_is_read_in_chunks_beside_steps() {
 }
 
 #[test]
+fn the_demand_tells_who_may_soon_be_in_a_pass() {
+    let mut s = scheduler(4, 64, 10);
+    let running = opened(&mut s, 1);
+    pass(&mut s);
+    assert_eq!(s.demand(), Demand { resting: 1, ..Demand::default() });
+    let session = s.session(running).unwrap();
+    session.candidates(0, vec![3]).unwrap();
+    session.answered();
+    assert_eq!(s.demand(), Demand { resting: 1, answered: 1, ..Demand::default() });
+    s.session(running).unwrap().advance(0, 3).unwrap();
+    let (_new, _slot) = start(&mut s, "bob").unwrap();
+    assert_eq!(s.demand(), Demand { tokens: 1, encoding: 1, ..Demand::default() });
+    pass(&mut s);
+    // Whose profile is long in coming holds up no later pass.
+    assert_eq!(s.demand(), Demand { resting: 1, ..Demand::default() });
+    opened(&mut s, 7);
+    assert_eq!(s.demand(), Demand { prompts: 1, resting: 1, ..Demand::default() });
+}
+
+#[test]
 fn prompts_take_turns() {
     let mut s = scheduler(4, 64, 10);
     let (a, b) = (opened(&mut s, 30), opened(&mut s, 12));
