@@ -16,7 +16,7 @@ thread_local! {
             engine: EngineConfig { slots: 3, prefill_chunk: Some(7), cache_mib: Some(1), ..EngineConfig::default() },
             ..RewardConfig::default()
         };
-        simulation::worker(&config, Arc::clone(&micro_models().1)).unwrap().1
+        simulation::worker(&config, Arc::clone(&micro_models().1), false).unwrap().1
     });
 }
 

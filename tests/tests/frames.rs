@@ -31,7 +31,7 @@ fn worker() -> reward::Driver {
         },
         ..RewardConfig::default()
     };
-    reward::worker(&config, Arc::clone(&micro_models().1)).unwrap().1
+    reward::worker(&config, Arc::clone(&micro_models().1), false).unwrap().1
 }
 
 /// Whoever was refused waits a moment before it is tried again.

@@ -32,3 +32,8 @@ pub mod tls;
 
 pub use imminent::imminent;
 pub use reload::FileError;
+
+/// The time that decisions are made by: tokio's, so that a simulation can pass its own.
+pub fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -19,14 +19,14 @@ use attune_service::{
     auth::{Account, Quotas},
     caller::Caller,
     clocks::{Clocked, Clocks},
-    status,
+    now, status,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    engine::{Inbox, now},
+    engine::Inbox,
     metrics::{Operation, Requests},
     output::{Message, Output},
     roster::Listing,

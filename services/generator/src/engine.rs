@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Instant};
 
 use attune_engine::{BaseModel, ForwardError, kv::KvCache};
 use attune_guidance::{Candidates, RowError};
-use attune_service::imminent;
+use attune_service::{imminent, now};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use tokio::sync::watch;
 
@@ -254,9 +254,4 @@ impl Engine {
             Command::Look | Command::Stop => {}
         }
     }
-}
-
-/// The time that decisions are made by: tokio's, so that a simulation can pass its own.
-pub(crate) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }

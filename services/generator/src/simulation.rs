@@ -14,6 +14,7 @@ use attune_proto::{
 use attune_service::{
     auth::{Door, OwnerLimits, Quotas},
     metrics::Metrics,
+    now,
 };
 use futures::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc};
@@ -28,7 +29,7 @@ use crate::{
     GeneratorConfig,
     api::Place,
     decoding::Decoding,
-    engine::{Device, Engine, Progress, now},
+    engine::{Device, Engine, Progress},
     fuse::Fuse,
     generator::{Parts, Surroundings, blocks, parts},
     metrics::{Operation, Requests},

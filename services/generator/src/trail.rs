@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Instant};
 
 use attune_proto::generator::v1::{FinishReason, Timings, Usage};
 use attune_service::{
-    status,
+    now, status,
     telemetry::trace::{self, TARGET},
 };
 use opentelemetry::{Array, ContextGuard, StringValue, Value};
@@ -17,7 +17,6 @@ use tracing::{Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::{
-    engine::now,
     metrics::{Operation, Requests},
     validate::ValidRequest,
 };

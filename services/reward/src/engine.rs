@@ -11,7 +11,7 @@ use attune_engine::ForwardError;
 use attune_proto::reward::v1::{FailureReason, Load, RequestFrame, response_frame};
 use attune_service::{
     batching::{Batching, Begin},
-    imminent,
+    imminent, now,
 };
 use tokio::{runtime::Handle, sync::mpsc, time::timeout_at};
 use tonic::Status;
@@ -123,14 +123,15 @@ impl Engine {
         desk: Desk,
         model: Model,
         scheduler: Scheduler,
+        batching: Batching,
         instruments: Instruments,
     ) -> Self {
         Self {
             commands,
             desk,
-            batching: Batching::new(model.persrm().gpu().is_some()),
             model,
             scheduler,
+            batching,
             streams: Streams::default(),
             sessions: HashMap::new(),
             instruments,
@@ -184,7 +185,7 @@ impl Engine {
         }
         self.answer();
         self.flush();
-        match self.batching.begin(self.scheduler.demand(), Instant::now()) {
+        match self.batching.begin(self.scheduler.demand(), now()) {
             Begin::Never => return Progress::Waits(None),
             Begin::Later(moment) => return Progress::Waits(Some(moment)),
             Begin::Now => self.step(),

@@ -12,7 +12,7 @@ use attune_proto::reward::v1::{
     response_frame::Frame,
     reward_service_server::{RewardService, RewardServiceServer},
 };
-use attune_service::metrics::Metrics;
+use attune_service::{batching::Batching, metrics::Metrics};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -38,13 +38,14 @@ pub struct Driver {
     _commands: mpsc::Sender<Command>,
 }
 
-/// The service and the engine of a worker.
+/// The service and the engine of a worker, whose passes wait for `company`, as on a card, or do not.
 ///
 /// # Errors
 /// The settings do not fit the model.
 pub fn worker(
     config: &RewardConfig,
     persrm: Arc<PersRm>,
+    company: bool,
 ) -> anyhow::Result<(RewardServiceServer<impl RewardService + use<>>, Driver)> {
     let (scheduler, blocks) = scheduler(config, &persrm)?;
     let model = Model::new(Arc::clone(&persrm), blocks)?;
@@ -55,7 +56,8 @@ pub fn worker(
     let max = config.server.max_message_bytes;
     let api = Api::new(Arc::clone(&persrm), commands.clone(), context, slots, max, clocks);
     let instruments = Instruments::new(&Metrics::new("attune-reward")?, slots);
-    let engine = Engine::new(inbox, Desk::new(prompts), model, scheduler, instruments);
+    let batching = Batching::new(company);
+    let engine = Engine::new(inbox, Desk::new(prompts), model, scheduler, batching, instruments);
     let resolver = Resolver::new(persrm, config.log_content);
     let driver = Driver { engine, jobs, resolver, calls: 1 << 32, _commands: commands };
     Ok((RewardServiceServer::new(api), driver))

@@ -18,6 +18,7 @@ use attune_proto::{
 };
 use attune_service::{
     auth::Door,
+    batching::Batching,
     listener,
     metrics::Metrics,
     server::{Drain, Server},
@@ -85,7 +86,9 @@ impl Worker {
             Some(store) => Desk::with_profiles(prompts, Arc::clone(store)),
             None => Desk::new(prompts),
         };
-        let engine = Engine::new(inbox, desk, model, scheduler, Instruments::new(&metrics, slots));
+        let batching = Batching::new(persrm.gpu().is_some());
+        let instruments = Instruments::new(&metrics, slots);
+        let engine = Engine::new(inbox, desk, model, scheduler, batching, instruments);
         let clock = Handle::current();
         let engine = EngineThread::spawn(move || Ok(engine.run(&clock)?))?;
 

@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) generator_slots: usize,
     /// Tokens of prompts in one pass, on both sides.
     pub(crate) chunk: usize,
+    /// Whether the workers' passes wait for company, as on a card.
+    pub(crate) company: bool,
     /// Longest delay of a message.
     pub(crate) delay: Duration,
     /// Which texts are asked for, and when.
@@ -88,6 +90,7 @@ impl Plan {
             slots: dice.random_range(2..=6),
             generator_slots: dice.random_range(2..=6),
             chunk: dice.random_range(1..=32),
+            company: seed % 2 == 1,
             delay: Duration::from_micros(*[200, 1_000, 5_000, 20_000].choose(&mut dice).unwrap()),
             texts,
             faults: happenings,
@@ -102,6 +105,7 @@ impl Plan {
             slots: 8,
             generator_slots: 1,
             chunk: 64,
+            company: false,
             delay: Duration::from_micros(200),
             texts: (0..catalogue).map(|i| (Duration::from_secs(i as u64), i)).collect(),
             faults: Vec::new(),

@@ -86,8 +86,8 @@ pub(crate) fn run(plan: &Plan) -> Outcome {
     let shared = Rc::new(Shared::default());
     *shared.held.borrow_mut() = vec![(0, 0); plan.workers];
     for index in 0..plan.workers {
-        let (shared, slots, chunk) = (Rc::clone(&shared), plan.slots, plan.chunk);
-        sim.host(name(index), move || worker(index, slots, chunk, Rc::clone(&shared)));
+        let (shared, slots, chunk, company) = (Rc::clone(&shared), plan.slots, plan.chunk, plan.company);
+        sim.host(name(index), move || worker(index, slots, chunk, company, Rc::clone(&shared)));
     }
     let addresses: Vec<SocketAddr> =
         (0..plan.workers).map(|index| SocketAddr::new(sim.lookup(name(index)), PORT)).collect();
@@ -152,11 +152,17 @@ fn name(worker: usize) -> String {
     format!("reward-{worker}")
 }
 
-async fn worker(index: usize, slots: usize, chunk: usize, shared: Rc<Shared>) -> turmoil::Result {
+async fn worker(
+    index: usize,
+    slots: usize,
+    chunk: usize,
+    company: bool,
+    shared: Rc<Shared>,
+) -> turmoil::Result {
     let engine =
         EngineConfig { slots, prefill_chunk: Some(chunk), cache_mib: Some(1), ..EngineConfig::default() };
     let config = RewardConfig { engine, ..RewardConfig::default() };
-    let (service, mut driver) = reward::worker(&config, Arc::clone(&micro_models().1))?;
+    let (service, mut driver) = reward::worker(&config, Arc::clone(&micro_models().1), company)?;
     tokio::spawn(serve(Routes::new(service), PORT));
     let mut drained = false;
     loop {

@@ -147,7 +147,7 @@ impl Engine {
         };
         let now = Instant::now();
         self.instruments.score.record(now.saturating_duration_since(start));
-        self.batching.answered(now);
+        self.batching.answered(attune_service::now());
         for (key, answer) in keys.into_iter().zip(answers) {
             match answer {
                 Ok(values) => self.reply(key, values, now),
