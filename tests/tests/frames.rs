@@ -5,10 +5,13 @@
 use std::{cell::RefCell, sync::Arc};
 
 use attune_generator::{GeneratorConfig, simulation as generator};
-use attune_proto::reward::v1::{
-    Advance, Candidates, Close, DescribeResponse, Failed, Guidance, Load, Open, Opened, Prompt, RequestFrame,
-    ResolvedGuidance, Rewards, TokenIds, Weights, open::By, prompt::Kind, request_frame,
-    response_frame::Frame,
+use attune_proto::{
+    generator::v1::{GenerateRequest, OnRewardLoss},
+    reward::v1::{
+        Advance, Candidates, Close, DescribeResponse, Failed, Guidance, Load, Open, Opened, Prompt,
+        RequestFrame, ResolvedGuidance, Rewards, TokenIds, Weights, open::By, prompt::Kind, request_frame,
+        response_frame::Frame,
+    },
 };
 use attune_reward::{RewardConfig, simulation as reward};
 use attune_service::engine::EngineConfig;
@@ -144,6 +147,64 @@ fn response() -> impl Strategy<Value = Frame> {
     prop_oneof![2 => opened, 3 => rewards, 4 => good, 2 => failed, 1 => load]
 }
 
+/// A generator of two slots that gives a lost worker up at once.
+fn impatient() -> GeneratorConfig {
+    GeneratorConfig {
+        engine: EngineConfig { slots: 2, cache_mib: Some(1), ..EngineConfig::default() },
+        reward: vec!["http://worker".into()],
+        reward_grace_ms: 0.0,
+        reward_loss_seconds: 0.0,
+        ..GeneratorConfig::default()
+    }
+}
+
+fn world() -> generator::World {
+    generator::World {
+        dial: Arc::new(|endpoint| Box::pin(async move { endpoint.connect().await })),
+        resolve: Arc::new(|_, _| Box::pin(async { Ok(vec![]) })),
+        seed: 1,
+    }
+}
+
+/// A worker that fits.
+fn description() -> DescribeResponse {
+    let (_, persrm) = micro_models();
+    DescribeResponse {
+        model_id: persrm.assets.id.clone(),
+        model_revision: persrm.assets.revision.clone(),
+        slots: 4,
+        ..DescribeResponse::default()
+    }
+}
+
+#[test]
+fn a_text_goes_on_unguided_at_once() {
+    let (base, _) = micro_models();
+    let (_service, mut driver, _finder) =
+        generator::generator(&impatient(), Arc::clone(base), world()).unwrap();
+    let _requests = driver.connect(description());
+    let mut request = GenerateRequest {
+        guidances: vec![guided(1.0)],
+        on_reward_loss: OnRewardLoss::ContinueUnguided.into(),
+        ..by_ids(&[1, 2, 3], 4)
+    };
+    request.sampling.get_or_insert_default().temperature = Some(0.0);
+    let mut stream = driver.submit(request).unwrap();
+    while driver.proceed() == generator::Turn::Computed {}
+    driver.disconnect();
+    // Its first step is pending, and nothing else will ever arrive.
+    while driver.held().0 > 0 {
+        let turn = driver.proceed();
+        assert!(driver.held().0 == 0 || turn != generator::Turn::Waits(None), "it waits for nothing");
+        wait(turn);
+    }
+    let mut tokens = 0;
+    while let Ok(message) = stream.try_recv() {
+        tokens += message.unwrap().tokens.len();
+    }
+    assert_eq!(tokens, 4);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -180,27 +241,10 @@ proptest! {
 
     #[test]
     fn a_generator_survives_any_worker(messages in prop::collection::vec(prop::collection::vec(response(), 0..6), 0..20)) {
-        let config = GeneratorConfig {
-            engine: EngineConfig { slots: 2, cache_mib: Some(1), ..EngineConfig::default() },
-            reward: vec!["http://worker".into()],
-            reward_grace_ms: 0.0,
-            reward_loss_seconds: 0.0,
-            ..GeneratorConfig::default()
-        };
-        let world = generator::World {
-            dial: Arc::new(|endpoint| Box::pin(async move { endpoint.connect().await })),
-            resolve: Arc::new(|_, _| Box::pin(async { Ok(vec![]) })),
-            seed: 1,
-        };
-        let (base, persrm) = micro_models();
+        let (base, _) = micro_models();
         // The service and the finder hold the ways to the engine open.
-        let (_service, mut driver, _finder) = generator::generator(&config, Arc::clone(base), world).unwrap();
-        let mut requests = driver.connect(DescribeResponse {
-            model_id: persrm.assets.id.clone(),
-            model_revision: persrm.assets.revision.clone(),
-            slots: 4,
-            ..DescribeResponse::default()
-        });
+        let (_service, mut driver, _finder) = generator::generator(&impatient(), Arc::clone(base), world()).unwrap();
+        let mut requests = driver.connect(description());
         let mut streams = Vec::new();
         for i in 0..3 {
             let mut request = by_ids(&[1, 2, 3 + i], 4);

@@ -103,6 +103,8 @@ impl Decoding {
         for id in self.scheduler.running().collect::<Vec<_>>() {
             self.open_sessions(id, now);
         }
+        // Who goes on unguided from here waits for no rewards any more.
+        self.choose(now);
         self.requeue_parked(now);
         // Each is asked for at most once a turn, so that the loop ends.
         let mut called = BTreeSet::new();

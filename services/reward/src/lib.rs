@@ -1,7 +1,8 @@
 //! The reward worker: scores candidate tokens with a personalised reward model.
 //!
 //! A message passes `api` (the wire), `engine` (the thread that owns the model), `session` (what a
-//! session's step allows), `scheduler` (who computes next) and `attune_service::batching` (when), and comes back by `streams`.
+//! session's step allows), `scheduler` (who computes next) and `attune_service::batching` (when), and comes
+//! back by `streams`.
 #![forbid(unsafe_code)]
 
 mod api;
