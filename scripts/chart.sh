@@ -80,5 +80,13 @@ fi
 grep -q "requires kubeVersion" "$out/said"
 echo "chart: $refused wrong values refused"
 
+# What values make of an object: template | values | a line of it.
+while IFS='|' read -r template values line; do
+    [ -n "$template" ] || continue
+    read -r -a flags <<<"$values"
+    render --show-only "templates/$template" "${flags[@]/#/--set=}" >"$out/said"
+    grep -qF -- "$line" "$out/said" || fail "$template with $values has no line '$line'"
+done <scripts/chart-rendered.txt
+
 python3 scripts/chart_upgrades.py "$chart"
 scripts/chart-pair.sh "$bin" "$out"

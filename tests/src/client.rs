@@ -77,11 +77,11 @@ pub fn greedy(max_tokens: u32) -> Sampling {
 /// A guidance as the official algorithm has it: reference GENERATOR over the same prompt.
 pub fn guided(strength: f32) -> GuidanceTerm {
     GuidanceTerm {
-        guidance: Some(Guidance {
+        guidance: Some(Box::new(Guidance {
             reference: Reference::Generator.into(),
             context: Context::AsIs.into(),
             ..Guidance::default()
-        }),
+        })),
         strength: Some(strength),
         clip: None,
     }

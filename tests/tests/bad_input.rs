@@ -48,7 +48,7 @@ fn guidance(edit: impl FnOnce(&mut GuidanceTerm)) -> GenerateRequest {
 
 fn inner(edit: impl FnOnce(&mut Guidance)) -> GenerateRequest {
     guidance(|term| {
-        term.guidance.as_mut().map(edit);
+        term.guidance.as_deref_mut().map(edit);
     })
 }
 
@@ -125,6 +125,12 @@ async fn each_bad_request_names_its_field() {
         assert_names(&status, field, about);
         neighbour(&mut client).await;
     }
+    // One sentence, however many there are.
+    let many = GenerateRequest { guidances: vec![GuidanceTerm::default(); 1 << 20], ..by_ids(&[1], 4) };
+    let status = Generated::of(&mut client, many).await.unwrap_err();
+    assert_names(&status, "guidances", "a million terms");
+    assert_eq!(status.get_details_bad_request().unwrap().field_violations.len(), 1);
+    neighbour(&mut client).await;
     let unknown = inner(|g| g.reward_model = "nobody's".into());
     let status = Generated::of(&mut client, unknown).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound, "{status:?}");
@@ -153,6 +159,17 @@ async fn a_message_over_the_limit_is_refused() {
         .unwrap();
     let mut client = pair.client().await.unwrap();
     let request = prompt(Some(Kind::Text("word ".repeat(40_000))));
+    let status = Generated::of(&mut client, request).await.unwrap_err();
+    assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
+    neighbour(&mut client).await;
+    pair.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_is_bounded_more_tightly_than_messages_of_the_pair() {
+    let pair = Pair::random(&shape(), (1, 2)).await.unwrap();
+    let mut client = pair.client().await.unwrap();
+    let request = prompt(Some(Kind::Text("word ".repeat(6 << 18))));
     let status = Generated::of(&mut client, request).await.unwrap_err();
     assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
     neighbour(&mut client).await;

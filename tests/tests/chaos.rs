@@ -114,7 +114,7 @@ fn request(i: usize) -> GenerateRequest {
     let mut request = say(&format!("How do I care for the {}?", things[i % things.len()]), 120);
     let text = Some(wishes[i / things.len() % wishes.len()].to_owned());
     request.guidances = vec![GuidanceTerm {
-        guidance: Some(Guidance { text, ..Guidance::default() }),
+        guidance: Some(Box::new(Guidance { text, ..Guidance::default() })),
         strength: Some(1.0),
         clip: None,
     }];

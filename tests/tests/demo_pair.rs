@@ -24,7 +24,7 @@ fn models() -> PathBuf {
 
 fn ask(question: &str, preferences: &[(&str, f32)]) -> GenerateRequest {
     let term = |&(text, strength): &(&str, f32)| GuidanceTerm {
-        guidance: Some(Guidance { text: Some(text.to_owned()), ..Guidance::default() }),
+        guidance: Some(Box::new(Guidance { text: Some(text.to_owned()), ..Guidance::default() })),
         strength: Some(strength),
         clip: None,
     };

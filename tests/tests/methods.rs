@@ -13,7 +13,7 @@ use tonic::Code;
 
 fn term(method: &str, text: Option<&str>, strength: f32) -> GuidanceTerm {
     let guidance = Guidance { method: method.into(), text: text.map(str::to_owned), ..Guidance::default() };
-    GuidanceTerm { guidance: Some(guidance), strength: Some(strength), clip: None }
+    GuidanceTerm { guidance: Some(guidance.into()), strength: Some(strength), clip: None }
 }
 
 /// A request whose answer shows all of 64 candidates.

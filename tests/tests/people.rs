@@ -1,8 +1,12 @@
 //! `Fit` and latents over real sockets, on the embedded pair: what is fitted is kept, and guides.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that fails should say where
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use attune_generator::GeneratorConfig;
 use attune_proto::{
     generator::v1::{GenerateRequest, GuidanceTerm},
     profile::v1::{
@@ -37,17 +41,18 @@ struct People {
 impl People {
     /// The embedded base with this PersRM, and a store of its own.
     async fn start(persrm: &Path) -> Self {
+        Self::behind(persrm, |_| ()).await
+    }
+
+    /// The same behind a generator that is set up so.
+    async fn behind(persrm: &Path, generator: impl FnOnce(&mut GeneratorConfig)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("profiles.db").display());
         let base = workspace_root().join("models/demo/base");
         let keep = |config: &mut attune_reward::RewardConfig| config.profiles.url = Some(Secret::new(url));
-        let pair = Pair::start_with(&base, persrm, |_| (), keep).await.unwrap();
+        let pair = Pair::start_with(&base, persrm, generator, keep).await.unwrap();
         let mut profiles = ProfileServiceClient::connect(pair.endpoint.clone()).await.unwrap();
-        let connected = async {
-            while matches!(profiles.list(ListRequest::default()).await, Err(s) if s.code() == Code::Unavailable)
-            {
-            }
-        };
+        let connected = async { while profiles.list(ListRequest::default()).await.is_err() {} };
         tokio::time::timeout(PATIENCE, connected).await.expect("a worker is connected");
         Self { pair, profiles, _folder: folder }
     }
@@ -81,7 +86,7 @@ impl People {
         let mut all = Vec::new();
         for question in questions {
             let term = guidance.clone().map(|guidance| GuidanceTerm {
-                guidance: Some(guidance),
+                guidance: Some(Box::new(guidance)),
                 strength: Some(1.0),
                 clip: None,
             });
@@ -166,6 +171,17 @@ async fn feedback_is_kept_with_consent_alone_and_fitted_again() {
     assert_eq!((last.kept_feedback, last.fit.unwrap().feedback), (0, 6));
     let status = people.fit(request("me", Vec::new())).await.unwrap_err();
     assert_eq!((status.code(), field(&status)), (Code::InvalidArgument, "feedback".to_owned()));
+    // What was fitted as a latent is one again, unless something else is asked for.
+    let her = |method: FitMethod, feedback| FitRequest {
+        keep_feedback: true,
+        method: method.into(),
+        ..request("her", feedback)
+    };
+    people.fitted(her(FitMethod::Latent, said(Trait::Expert, 8, 3))).await;
+    let again = people.fitted(her(FitMethod::Unspecified, Vec::new())).await;
+    assert_eq!((again.fit.unwrap().method(), again.latent.is_some()), (FitMethod::Latent, true));
+    let weights = people.fitted(her(FitMethod::Weights, Vec::new())).await;
+    assert!(weights.weights.is_some() && weights.latent.is_none());
     people.pair.stop().await.unwrap();
 }
 
@@ -213,6 +229,12 @@ async fn what_cannot_be_fitted_says_why_and_keeps_nothing() {
     }
     let latent = FitRequest { method: FitMethod::Latent.into(), ..request("me", good.clone()) };
     assert_eq!(refused(latent).await.code(), Code::FailedPrecondition);
+    for text in ["x".repeat(8193), "a\0b".to_owned()] {
+        let text = refused(FitRequest { text: Some(text), ..request("me", good.clone()) }).await;
+        assert_eq!((text.code(), field(&text)), (Code::InvalidArgument, "text".to_owned()));
+    }
+    let long = refused(request("me", vec![good[0].clone(); 513])).await;
+    assert!(long.message().contains("513 pieces"), "{long:?}");
     let stale = FitRequest { expected_revision: Some(7), ..request("me", good.clone()) };
     assert_eq!(refused(stale).await.code(), Code::Aborted);
     let other = FitRequest { reward_model: "nobody".into(), ..request("me", good) };
@@ -245,6 +267,25 @@ async fn a_fit_that_nobody_waits_for_ends_and_leaves_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_fit_may_take_longer_than_an_answer() {
+    let short = Duration::from_millis(50);
+    let persrm = workspace_root().join("models/demo/persrm");
+    let limit = |g: &mut GeneratorConfig| g.server.limits.request_seconds = short.as_secs_f64();
+    let mut people = People::behind(&persrm, limit).await;
+    let begun = Instant::now();
+    let long = request("me", said(Trait::Expert, 200, 3));
+    let mut steps = people.profiles.fit(long).await.unwrap().into_inner();
+    // The base model reads two answers of each pair, and the worker's steps come on top.
+    let mut total = 0;
+    while total <= 400 {
+        total = steps.message().await.unwrap().unwrap().total;
+    }
+    assert!(begun.elapsed() > 2 * short, "it says something of fits that take long alone");
+    drop(steps);
+    people.pair.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_latent_is_served_by_the_adapter() {
     let folder = tempfile::tempdir().unwrap();
     copy(&workspace_root().join("models/demo/persrm"), folder.path());
@@ -266,7 +307,7 @@ async fn a_latent_is_served_by_the_adapter() {
     let somebody: Vec<f32> = (0..options.size).map(|i| if i % 2 == 0 { 9.0 } else { -9.0 }).collect();
     assert_ne!(people.answers(&questions, by(Some(somebody))).await, nobody);
     let mut client = people.pair.client().await.unwrap();
-    let short = GuidanceTerm { guidance: by(Some(vec![1.0])), strength: None, clip: None };
+    let short = GuidanceTerm { guidance: by(Some(vec![1.0])).map(Box::new), strength: None, clip: None };
     let status =
         Generated::of(&mut client, GenerateRequest { guidances: vec![short], ..say("How?", 4) }).await;
     assert_eq!(status.unwrap_err().code(), Code::InvalidArgument);

@@ -79,7 +79,7 @@ fn get(name: &str) -> GetRequest {
 }
 
 fn guided_by(guidance: Guidance) -> GenerateRequest {
-    let term = GuidanceTerm { guidance: Some(guidance), strength: Some(2.0), clip: None };
+    let term = GuidanceTerm { guidance: Some(guidance.into()), strength: Some(2.0), clip: None };
     GenerateRequest { guidances: vec![term], ..say("How?", 8) }
 }
 

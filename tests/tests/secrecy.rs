@@ -31,7 +31,7 @@ fn request(method: &str) -> GenerateRequest {
     let guidance =
         Guidance { text: Some(PREFERENCE.to_owned()), method: method.to_owned(), ..Guidance::default() };
     let mut request = say(&format!("How do I bake the {PROMPT}?"), 40);
-    request.guidances = vec![GuidanceTerm { guidance: Some(guidance), ..GuidanceTerm::default() }];
+    request.guidances = vec![GuidanceTerm { guidance: Some(guidance.into()), ..GuidanceTerm::default() }];
     let sampling = request.sampling.take();
     request.sampling = sampling.map(|s| Sampling { stop: vec![STOP.to_owned()], ..s });
     request
@@ -85,7 +85,7 @@ async fn logged(folder: &Path, extra: &[&str]) -> (String, String, String) {
     assert_eq!(profiles.put(by(shown, put(Some(9)))).await.unwrap_err().code(), Code::Aborted);
     let guidance = Guidance { profile: Some("me".into()), ..Guidance::default() };
     let mut kept = request("");
-    kept.guidances = vec![GuidanceTerm { guidance: Some(guidance), ..GuidanceTerm::default() }];
+    kept.guidances = vec![GuidanceTerm { guidance: Some(guidance.into()), ..GuidanceTerm::default() }];
     let kept = Generated::of(&mut client, by(shown, kept)).await.unwrap();
     assert_eq!(kept.finish.guidances[0].text.as_deref(), Some(TASTE));
     drop((client, profiles));

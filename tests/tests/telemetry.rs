@@ -72,7 +72,7 @@ impl Services {
 
 fn request() -> GenerateRequest {
     let guidance = Guidance { text: Some(PREFERENCE.into()), ..Guidance::default() };
-    let term = GuidanceTerm { guidance: Some(guidance), ..GuidanceTerm::default() };
+    let term = GuidanceTerm { guidance: Some(guidance.into()), ..GuidanceTerm::default() };
     GenerateRequest { guidances: vec![term], ..say(PROMPT, 12) }
 }
 

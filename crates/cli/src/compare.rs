@@ -100,7 +100,7 @@ fn split(mut request: GenerateRequest) -> Vec<(String, GenerateRequest)> {
 }
 
 fn title(term: &GuidanceTerm) -> String {
-    let guidance = term.guidance.as_ref();
+    let guidance = term.guidance.as_deref();
     let words = guidance.and_then(|g| g.text.clone().or_else(|| g.profile.clone()));
     let words = words.unwrap_or_else(|| "guided".to_owned());
     match term.strength {
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn each_guidance_is_a_column_beside_the_unguided_one() {
         let term = |text: &str, strength| GuidanceTerm {
-            guidance: Some(Guidance { text: Some(text.into()), ..Guidance::default() }),
+            guidance: Some(Box::new(Guidance { text: Some(text.into()), ..Guidance::default() })),
             strength,
             clip: None,
         };

@@ -56,7 +56,7 @@ impl Contributions {
 
 /// What a guidance is called: its words, else its profile, its reward model or its method.
 fn heading(term: &GuidanceTerm) -> String {
-    let guidance = term.guidance.as_ref();
+    let guidance = term.guidance.as_deref();
     let named = |of: fn(&attune_proto::reward::v1::Guidance) -> Option<&str>| {
         guidance.and_then(of).filter(|name| !name.trim().is_empty())
     };
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn every_token_has_its_row_and_every_guidance_its_column() {
         let term = |text: &str| GuidanceTerm {
-            guidance: Some(Guidance { text: Some(text.into()), ..Guidance::default() }),
+            guidance: Some(Box::new(Guidance { text: Some(text.into()), ..Guidance::default() })),
             ..GuidanceTerm::default()
         };
         let mut table = Contributions::new(&[term("brief"), term("a rather long wish, really")]);

@@ -74,11 +74,8 @@ impl Failure {
 
     fn advice(&self) -> Option<String> {
         Some(match (self.code, self.retry_after_seconds) {
-            ("INVALID_ARGUMENT", _) => {
-                "change what is named above; `attune generate --help` has the ranges".into()
-            }
+            ("INVALID_ARGUMENT", _) => "change what is named above".into(),
             (_, Some(seconds)) => format!("try again in {seconds} s"),
-            ("RESOURCE_EXHAUSTED", None) => "the server is full: try again later".into(),
             ("UNAVAILABLE", None) => {
                 "no server can answer now: `attune describe` shows its reward workers".into()
             }

@@ -56,9 +56,10 @@ pub(crate) struct FitArgs {
 /// How to fit.
 #[derive(Debug, clap::Args)]
 pub(crate) struct HowArgs {
-    /// What is fitted: weights, or a latent where the reward model has an adapter.
-    #[arg(long, value_name = "NAME", default_value = "weights", value_parser = method)]
-    method: FitMethod,
+    /// What is fitted: weights, or a latent where the reward model has an adapter [default of `fit`: weights; of `refit`:
+    /// as before].
+    #[arg(long, value_name = "NAME", value_parser = method)]
+    method: Option<FitMethod>,
     /// What it is fitted against [default of `fit`: generator, which moves most; of `refit`: as before].
     #[arg(long, value_name = "WHICH")]
     reference: Option<ReferenceArg>,
@@ -161,7 +162,7 @@ pub(crate) async fn refit(endpoint: &EndpointArgs, name: String, how: &HowArgs) 
 impl HowArgs {
     fn request(&self) -> FitRequest {
         FitRequest {
-            method: self.method.into(),
+            method: self.method.unwrap_or_default().into(),
             reference: self.reference.map_or(Reference::Unspecified, Into::into).into(),
             reward_model: self.reward_model.clone(),
             text: self.prefer.clone(),

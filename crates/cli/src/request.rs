@@ -79,7 +79,7 @@ impl GuidanceArgs {
         }
         let weights = self.weights.as_deref().map(read_weights).transpose()?;
         let term = |(i, (text, profile))| GuidanceTerm {
-            guidance: Some(Guidance {
+            guidance: Some(Box::new(Guidance {
                 reward_model: of_each(&self.reward_model, i).unwrap_or_default(),
                 method: self.method.clone().unwrap_or_default(),
                 text,
@@ -89,7 +89,7 @@ impl GuidanceArgs {
                 normalization: self.normalization.map_or(Normalization::Unspecified, Into::into).into(),
                 context: self.guide_context.map_or(Context::Unspecified, Into::into).into(),
                 latent: None,
-            }),
+            })),
             strength: of_each(&self.strength, i),
             clip: self.clip,
         };

@@ -187,7 +187,7 @@ impl Method {
 }
 
 fn term(guidance: Guidance, strength: f32) -> GuidanceTerm {
-    GuidanceTerm { guidance: Some(guidance), strength: Some(strength), clip: None }
+    GuidanceTerm { guidance: Some(guidance.into()), strength: Some(strength), clip: None }
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ impl Admin {
     /// [`ServeError`].
     pub async fn serve(self, bound: Bound, shutdown: CancellationToken) -> Result<Drain, ServeError> {
         announce("admin on", bound.address());
-        let grpc = self.health.service();
+        let grpc = self.health.service(shutdown.clone());
         let (health, metrics) = (self.health, self.metrics);
         let router = Router::new()
             .route("/live", get(async || "live\n"))

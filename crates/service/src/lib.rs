@@ -20,6 +20,7 @@ mod layers;
 pub mod limits;
 pub mod listener;
 pub mod metrics;
+pub mod progress;
 mod reload;
 pub mod secret;
 pub mod sections;
@@ -29,6 +30,7 @@ pub mod shutdown;
 pub mod status;
 pub mod telemetry;
 pub mod tls;
+mod watched;
 
 pub use imminent::imminent;
 pub use reload::FileError;

@@ -1,10 +1,14 @@
 //! A bound socket and its connections, plain or by TLS, which a server can cut off.
 
 use std::{
+    future::pending,
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -90,26 +94,27 @@ impl Bound {
         abort: CancellationToken,
     ) -> impl Stream<Item = io::Result<Connection>> {
         let places = Arc::new(Semaphore::new(most));
-        let door = Door { listener: self.listener, tls: self.tls, places, silence, abort };
+        let turned_away = AtomicBool::new(false);
+        let door = Door { listener: self.listener, tls: self.tls, places, silence, abort, turned_away };
         stream::unfold((door, JoinSet::new()), async |(door, mut handshakes)| {
             let next = loop {
                 tokio::select! {
-                    arrived = door.arrived() => match arrived {
-                        Ok(arrived) => drop(handshakes.spawn(door.meet(arrived))),
-                        Err(error) => break Err(error),
-                    },
+                    arrived = door.arrived() => drop(handshakes.spawn(door.meet(arrived))),
                     Some(met) = handshakes.join_next() => match met {
-                        Ok(Ok(connection)) => break Ok(connection),
+                        Ok(Ok(connection)) => break connection,
                         // One client's failure, and nobody else's.
                         Ok(Err(error)) => tracing::debug!(%error, "a client was turned away"),
                         Err(_) => {}
                     },
                 }
             };
-            Some((next, (door, handshakes)))
+            Some((Ok(next), (door, handshakes)))
         })
     }
 }
+
+/// Between two tries where the system gives no connection.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where connections come in.
 struct Door {
@@ -118,14 +123,32 @@ struct Door {
     places: Arc<Semaphore>,
     silence: Duration,
     abort: CancellationToken,
+    /// Whether the system refused the last one.
+    turned_away: AtomicBool,
 }
 
 impl Door {
     /// The next connection, with its place.
-    async fn arrived(&self) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, _) = self.listener.accept().await?;
-        Ok((stream, place))
+    async fn arrived(&self) -> (TcpStream, OwnedSemaphorePermit) {
+        loop {
+            // Nobody closes it.
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { pending().await };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    self.turned_away.store(false, Relaxed);
+                    return (stream, place);
+                }
+                // It was gone before it was taken.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    if !self.turned_away.swap(true, Relaxed) {
+                        tracing::warn!(%error, "no connection can be taken now; allow the process more open files, or lower server.limits.connections");
+                    }
+                    // The system says that files have run out, and not when there are some again.
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
     }
 
     /// Makes a connection of it, on a task of its own: handshakes of many go on side by side, and a slow

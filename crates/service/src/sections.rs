@@ -13,6 +13,9 @@ use crate::{
     tls::ServerTlsConfig,
 };
 
+/// Feedback of 4 MiB, and what else a profile has.
+const MAX_REQUEST_BYTES: usize = 5 << 20;
+
 /// `[server]`: where and how gRPC is served.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,7 +25,8 @@ pub struct ServerConfig {
     /// The address of the admin port (plain text, no authentication: keep it on loopback or inside the
     /// pod). Absent: none.
     pub admin_listen: Option<SocketAddr>,
-    /// The largest message that is read, in bytes, 64 KiB to 1 GiB. Default: 16 MiB.
+    /// The largest message that is read, in bytes, 64 KiB to 1 GiB; of a client's requests 5 MiB at most.
+    /// Default: 16 MiB.
     pub max_message_bytes: usize,
     /// How long running calls may go on once a shutdown was asked for, in seconds, 0 to 3600.
     /// Default: 20.
@@ -61,6 +65,12 @@ impl ServerConfig {
             reload_seconds: 5.0,
             limits: LimitsConfig::default(),
         }
+    }
+
+    /// The largest message that a client's request may be: a decoded one takes up to fifty times the room, so no more
+    /// than feedback and vectors at their own bounds need.
+    pub fn max_request_bytes(&self) -> usize {
+        self.max_message_bytes.min(MAX_REQUEST_BYTES)
     }
 
     /// Checks every range.

@@ -14,9 +14,13 @@ use tonic::{
     server::NamedService,
     service::{Routes, RoutesBuilder, interceptor::InterceptedService},
 };
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
 
-use crate::{auth::Door, limits::LimitsConfig, listener::Bound, sections::ServerConfig};
+use crate::{auth::Door, limits::LimitsConfig, listener::Bound, sections::ServerConfig, watched::Watched};
 
 /// How long calls have for a last word when the drain time is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -82,11 +86,9 @@ impl Health {
         *self.ready.borrow()
     }
 
-    pub(crate) fn service(
-        &self,
-    ) -> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
-        let service = tonic_health::server::HealthService::from_health_reporter(self.reporter.clone());
-        tonic_health::pb::health_server::HealthServer::new(service)
+    /// Answers who asks, and who watches until `shutdown`.
+    pub(crate) fn service(&self, shutdown: CancellationToken) -> HealthServer<Watched> {
+        HealthServer::new(Watched::new(HealthService::from_health_reporter(self.reporter.clone()), shutdown))
     }
 }
 
@@ -157,7 +159,7 @@ impl Server {
         if !self.health.is_serving() {
             self.health.set_serving(false).await;
         }
-        let health = self.health.service();
+        let health = self.health.service(shutdown.clone());
         if self.reflection {
             let mut v1 = tonic_reflection::server::Builder::configure();
             // Older clients (grpcurl among them) know only the alpha.

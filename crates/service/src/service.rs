@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -39,8 +40,9 @@ pub fn run<C>(
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    allow_open_files();
     let served = tokio::runtime::Runtime::new().context("cannot start threads").and_then(|runtime| {
-        runtime.block_on(async {
+        let served = runtime.block_on(async {
             let telemetry = Telemetry::start(name, settings(&config))?;
             let served = match shutdown::on_signals() {
                 Ok(signals) => serve(config, telemetry.metrics(), signals).await,
@@ -48,13 +50,40 @@ pub fn run<C>(
             };
             telemetry.shutdown().await;
             served
-        })
+        });
+        // What computes for nobody, such as the loading of a model, ends with the process.
+        runtime.shutdown_background();
+        served
     });
     match served {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{name}: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Asks for as many open files as the process may have: a connection is one, and many systems allow 1024 until asked.
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, connections beyond the limit are.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// `start`, unless `shutdown` comes first.
+///
+/// # Errors
+/// What `start` has.
+pub async fn until_shutdown<T>(
+    shutdown: &CancellationToken,
+    start: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<Option<T>> {
+    tokio::select! {
+        started = start => started.map(Some),
+        () = shutdown.cancelled() => {
+            tracing::info!("ended before anything was served");
+            Ok(None)
         }
     }
 }

@@ -26,9 +26,19 @@ pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Stat
     invalid_all(vec![Violation::new(field, description)])
 }
 
-/// INVALID_ARGUMENT for every field at fault; the message holds them too, for clients without details.
-pub fn invalid_all(violations: Vec<Violation>) -> Status {
-    let message: Vec<String> = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
+/// The most fields that one status names: it travels in trailers, of which clients read 16 KiB.
+const NAMED: usize = 32;
+
+/// INVALID_ARGUMENT for the fields at fault, the first 32 of them; the message holds them too, for clients without
+/// details.
+pub fn invalid_all(mut violations: Vec<Violation>) -> Status {
+    let others = violations.len().saturating_sub(NAMED);
+    violations.truncate(NAMED);
+    let mut message: Vec<String> =
+        violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
+    if others > 0 {
+        message.push(format!("and {others} more"));
+    }
     let fields: Vec<FieldViolation> =
         violations.into_iter().map(|v| FieldViolation::new(v.field, v.description)).collect();
     Status::with_error_details(
@@ -132,6 +142,14 @@ mod tests {
         assert_eq!(status.message(), "a: must be 1; b.c: is empty");
         let request = status.get_details_bad_request().unwrap();
         assert_eq!(request.field_violations[1].field, "b.c");
+    }
+
+    #[test]
+    fn a_status_names_no_more_fields_than_travel() {
+        let many = (0..100).map(|i| Violation::new(format!("a[{i}]"), "is empty")).collect();
+        let status = invalid_all(many);
+        assert!(status.message().ends_with("a[31]: is empty; and 68 more"), "{}", status.message());
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations.len(), 32);
     }
 
     #[test]

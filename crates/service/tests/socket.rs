@@ -130,6 +130,21 @@ async fn a_drain_ends_at_its_deadline_with_an_open_stream() {
 }
 
 #[tokio::test]
+async fn who_watches_hears_of_the_end_and_holds_up_nobody() {
+    let running = start(60.0).await;
+    running.health.set_serving(true).await;
+    let mut health = HealthClient::new(channel(&running.url).await);
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    running.health.set_serving(false).await;
+    running.shutdown.cancel();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert!(watch.message().await.unwrap().is_none());
+    let drained = tokio::time::timeout(Duration::from_secs(20), running.task).await.unwrap();
+    assert_eq!(drained.unwrap().unwrap(), Drain::Complete);
+}
+
+#[tokio::test]
 async fn the_admin_port_answers_probes_and_grpc_health() {
     let running = start(1.0).await;
     let bound = listener::bind(ServerConfig::default().listen).await.unwrap();

@@ -139,6 +139,12 @@ topologySpreadConstraints:
 {{- define "attune.deployment" -}}
 {{- $v := index .root.Values .component -}}
 {{- $name := include "attune.componentName" . -}}
+{{- $strategy := .strategy -}}
+{{- $claim := $v.model.claim -}}
+{{- if and (ne $v.model.source "image") $claim.create (not (or (has "ReadWriteMany" $claim.accessModes) (has "ReadOnlyMany" $claim.accessModes))) -}}
+{{- /* The volume is on one node: the old pod has to let go of it first. */ -}}
+{{- $strategy = dict "type" "Recreate" -}}
+{{- end -}}
 apiVersion: apps/v1
 kind: Deployment
 metadata:
@@ -154,7 +160,7 @@ spec:
     matchLabels:
       {{- include "attune.selector" . | nindent 6 }}
   strategy:
-    {{- toYaml .strategy | nindent 4 }}
+    {{- toYaml $strategy | nindent 4 }}
   template:
     metadata:
       labels:

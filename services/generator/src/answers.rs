@@ -1,9 +1,9 @@
 //! What the base model says of answers that somebody judged: their log-probabilities, which reference GENERATOR
 //! needs. Read on a thread beside the engine's.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
-use attune_engine::{BaseModel, ForwardError, Message, TextError};
+use attune_engine::{BaseModel, Message, TextError};
 use attune_kernels::{KernelError, Threads};
 use attune_proto::{
     profile::v1::{Feedback, Pair, Thumb, feedback::Kind},
@@ -11,6 +11,9 @@ use attune_proto::{
 };
 use attune_service::status;
 use tonic::Status;
+
+/// The most tokens of prompts and answers that are read for one fit: what a worker takes.
+const MOST_TOKENS: usize = 1 << 18;
 
 /// Reads answers with the base model, on one thread.
 pub(crate) struct AnswerReader {
@@ -25,8 +28,6 @@ enum Unreadable {
     Text(#[from] TextError),
     #[error("{0}")]
     Shape(String),
-    #[error(transparent)]
-    Forward(#[from] ForwardError),
 }
 
 impl AnswerReader {
@@ -39,40 +40,57 @@ impl AnswerReader {
     }
 
     /// Puts the base model's log-probabilities into the feedback; it takes as long as the answers are.
-    /// `wanted` tells whether somebody still waits.
+    /// `read` is told of every answer, and how many there are; the reading ends where it breaks off.
     ///
     /// # Errors
     /// INVALID_ARGUMENT names the feedback at fault; CANCELLED; INTERNAL where the device failed.
-    pub(crate) fn fill(&self, feedback: &mut [Feedback], wanted: impl Fn() -> bool) -> Result<(), Status> {
-        for (index, item) in feedback.iter_mut().enumerate() {
-            if !wanted() {
-                return Err(Status::cancelled("nobody waits for the fit any more"));
+    pub(crate) fn fill(
+        &self,
+        feedback: &mut [Feedback],
+        mut read: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<(), Status> {
+        let mut behind = Vec::with_capacity(feedback.len());
+        let mut tokens = 0;
+        for (index, item) in feedback.iter().enumerate() {
+            let invalid = |what: String| status::invalid(format!("feedback[{index}]"), what);
+            let texts = self.encode(item).map_err(|error| invalid(error.to_string()))?;
+            tokens += texts.answers.iter().map(|answer| texts.prompt.len() + answer.len()).sum::<usize>();
+            if tokens > MOST_TOKENS {
+                return Err(invalid(format!(
+                    "up to here {tokens} tokens are to be read; {MOST_TOKENS} are allowed"
+                )));
             }
-            self.fill_one(item).map_err(|error| match error {
-                Unreadable::Forward(error) => {
+            behind.push(texts);
+        }
+        let (mut done, all) = (0, behind.iter().map(|texts| texts.answers.len()).sum());
+        for (item, texts) in feedback.iter_mut().zip(&behind) {
+            for (answer, log_prob) in texts.answers.iter().zip(log_probs(item)) {
+                if read(done, all).is_break() {
+                    return Err(Status::cancelled("nobody waits for the fit any more"));
+                }
+                let read = self.model.log_prob_on(&texts.prompt, answer, &self.threads).map_err(|error| {
                     tracing::error!(%error, "an answer could not be read");
                     Status::internal("the base model could not read an answer")
-                }
-                unfit => status::invalid(format!("feedback[{index}]"), unfit.to_string()),
-            })?;
+                })?;
+                *log_prob = Some(read as f32);
+                done += 1;
+            }
         }
         Ok(())
     }
 
-    fn fill_one(&self, item: &mut Feedback) -> Result<(), Unreadable> {
+    /// What is to be read for a piece of feedback.
+    fn encode(&self, item: &Feedback) -> Result<Texts, Unreadable> {
         let prompt = self.prompt(item.prompt.as_ref())?;
-        match &mut item.kind {
-            Some(Kind::Pair(Pair { chosen, rejected, chosen_base_log_prob, rejected_base_log_prob })) => {
-                *chosen_base_log_prob = Some(self.log_prob(&prompt, chosen)?);
-                *rejected_base_log_prob = Some(self.log_prob(&prompt, rejected)?);
-            }
-            Some(Kind::Thumb(Thumb { answer, base_log_prob, .. })) => {
-                *base_log_prob = Some(self.log_prob(&prompt, answer)?);
-            }
+        let answers = match &item.kind {
+            Some(Kind::Pair(Pair { chosen, rejected, .. })) => vec![chosen, rejected],
+            Some(Kind::Thumb(Thumb { answer, .. })) => vec![answer],
             // The worker says what is wrong with it.
-            None => {}
-        }
-        Ok(())
+            None => Vec::new(),
+        };
+        let answers =
+            answers.into_iter().map(|answer| self.answer(&prompt, answer)).collect::<Result<_, _>>()?;
+        Ok(Texts { prompt, answers })
     }
 
     /// The prompt as the base model reads it: without any preference.
@@ -94,21 +112,36 @@ impl AnswerReader {
         Ok(ids)
     }
 
-    /// The log-probability, in nats, of an answer and the end of its text behind the prompt.
-    fn log_prob(&self, prompt: &[u32], answer: &str) -> Result<f32, Unreadable> {
+    /// An answer and the end of its text, which fits behind the prompt.
+    fn answer(&self, prompt: &[u32], answer: &str) -> Result<Vec<u32>, Unreadable> {
         let assets = &self.model.assets;
-        let answer = assets.tokenizer.encode_rendered(answer)?;
-        let targets: Vec<u32> = answer.iter().copied().chain(assets.eos.first().copied()).collect();
+        let mut answer = assets.tokenizer.encode_rendered(answer)?;
+        answer.extend(assets.eos.first());
         let (context, vocab) = (assets.config.context, assets.config.vocab);
-        let tokens = prompt.len() + targets.len();
+        let tokens = prompt.len() + answer.len();
         if tokens > context {
             let message =
                 format!("prompt and answer are {tokens} tokens; the base model's context holds {context}");
             return Err(Unreadable::Shape(message));
         }
-        if let Some(id) = prompt.iter().chain(&targets).find(|&&id| id as usize >= vocab) {
+        if let Some(id) = prompt.iter().chain(&answer).find(|&&id| id as usize >= vocab) {
             return Err(Unreadable::Shape(format!("token id {id} lies outside the vocabulary of {vocab}")));
         }
-        Ok(self.model.log_prob_on(prompt, &targets, &self.threads)? as f32)
+        Ok(answer)
+    }
+}
+
+/// A prompt, and what was answered.
+struct Texts {
+    prompt: Vec<u32>,
+    answers: Vec<Vec<u32>>,
+}
+
+/// Where the log-probabilities of a piece's answers go, in the order of its answers.
+fn log_probs(item: &mut Feedback) -> Vec<&mut Option<f32>> {
+    match &mut item.kind {
+        Some(Kind::Pair(pair)) => vec![&mut pair.chosen_base_log_prob, &mut pair.rejected_base_log_prob],
+        Some(Kind::Thumb(thumb)) => vec![&mut thumb.base_log_prob],
+        None => Vec::new(),
     }
 }

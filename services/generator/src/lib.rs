@@ -18,6 +18,7 @@ mod counters;
 mod decoding;
 mod discovery;
 mod engine;
+mod fit;
 mod fuse;
 mod generator;
 mod guides;
@@ -38,7 +39,7 @@ pub use config::{Args, GeneratorConfig};
 pub use fuse::FuseOn;
 pub use generator::Generator;
 
-use attune_service::{metrics::Metrics, server::Drain};
+use attune_service::{metrics::Metrics, server::Drain, service::until_shutdown};
 use tokio_util::sync::CancellationToken;
 
 /// Loads the model, serves until `shutdown`, and drains. What it measures of itself goes into `metrics`.
@@ -51,5 +52,8 @@ pub async fn run(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<Drain> {
-    Generator::start_with(config, metrics).await?.serve(shutdown).await
+    match until_shutdown(&shutdown, Generator::start_with(config, metrics)).await? {
+        Some(started) => started.serve(shutdown).await,
+        None => Ok(Drain::Complete),
+    }
 }

@@ -8,29 +8,25 @@ use attune_proto::profile::v1::{
     profile_service_server::ProfileService,
 };
 use attune_service::{
-    auth::{Account, Quotas},
+    auth::Quotas,
     caller::Caller,
     clocks::{Clocked, Clocks},
     status,
 };
-use futures::{
-    StreamExt as _,
-    stream::{self, BoxStream},
-};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, transport::Channel};
 
-use crate::{answers::AnswerReader, api::deadline, roster::Listing};
+use crate::{answers::AnswerReader, api::deadline, fit::Fit, roster::Listing};
 
 /// Calls at once, of all clients: each holds a message at most.
 const CALLS: usize = 256;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Feedback beyond this is not read: no worker fits so much at once.
-const MOST_FEEDBACK: usize = 512;
+/// Messages of a fit that wait for the client to read them.
+const MESSAGES: usize = 2;
 
 /// Passes calls on.
 pub(crate) struct Profiles {
@@ -46,10 +42,10 @@ pub(crate) struct Profiles {
 }
 
 /// A call on its way: to whom, and what it says.
-struct Passage<T> {
-    worker: ProfileServiceClient<Channel>,
-    request: Request<T>,
-    deadline: Option<Instant>,
+pub(crate) struct Passage<T> {
+    pub(crate) worker: ProfileServiceClient<Channel>,
+    pub(crate) request: Request<T>,
+    pub(crate) deadline: Option<Instant>,
     place: OwnedSemaphorePermit,
 }
 
@@ -115,39 +111,6 @@ impl Profiles {
         ))
     }
 
-    /// Puts the base model's log-probabilities into a fit's feedback: whatever it is measured against now, what is
-    /// kept of it may be fitted against the base later.
-    async fn read_answers(
-        &self,
-        request: &mut Request<FitRequest>,
-        deadline: Option<Instant>,
-    ) -> Result<(), Status> {
-        let mut feedback = std::mem::take(&mut request.get_mut().feedback);
-        if feedback.len() > MOST_FEEDBACK {
-            // The worker says so; nothing is read in vain.
-            request.get_mut().feedback = feedback;
-            return Ok(());
-        }
-        let (answers, turn) = (Arc::clone(&self.answers), Arc::clone(&self.reading));
-        let wanted = CancellationToken::new();
-        // Where the client goes, this future is dropped, and the reading ends.
-        let _gone = wanted.clone().drop_guard();
-        let read = async move {
-            let turn = turn.acquire_owned().await.map_err(|_| Status::internal("the reading has ended"))?;
-            let read = tokio::task::spawn_blocking(move || {
-                let _turn = turn;
-                answers.fill(&mut feedback, || !wanted.is_cancelled()).map(|()| feedback)
-            });
-            read.await.map_err(|e| Status::internal(format!("the reading of the answers broke off: {e}")))?
-        };
-        let late = || Status::deadline_exceeded("the deadline came before the answers were read");
-        request.get_mut().feedback = match deadline {
-            None => read.await?,
-            Some(deadline) => timeout_at(deadline, read).await.map_err(|_| late())??,
-        };
-        Ok(())
-    }
-
     /// The ids of the models that are served now.
     fn models(&self) -> BTreeSet<String> {
         let listing = self.workers.borrow().clone();
@@ -196,44 +159,22 @@ impl ProfileService for Profiles {
         in_time(deadline, worker.delete(request)).await
     }
 
-    type FitStream = Clocked<BoxStream<'static, Result<FitResponse, Status>>>;
+    type FitStream = Clocked<ReceiverStream<Result<FitResponse, Status>>>;
 
     async fn fit(&self, request: Request<FitRequest>) -> Result<Response<Self::FitStream>, Status> {
         let account = self.quotas.open(&Caller::of(&request)?.owner)?;
         let model = request.get_ref().reward_model.clone();
-        let Passage { mut worker, mut request, deadline, place } = self.passage(request, &model)?;
-        self.read_answers(&mut request, deadline).await?;
-        let messages = in_time(deadline, worker.fit(request)).await?.into_inner();
-        let stream = relay(messages, deadline, (account, place)).boxed();
-        Ok(Response::new(Clocked::new(stream, self.clocks)))
+        let passage = self.passage(request, &model)?;
+        let (messages, stream) = mpsc::channel(MESSAGES);
+        let fit = Fit { answers: Arc::clone(&self.answers), reading: Arc::clone(&self.reading), messages };
+        tokio::spawn(fit.run(passage, account));
+        Ok(Response::new(Clocked::new(ReceiverStream::new(stream), self.clocks)))
     }
-}
-
-/// A worker's stream, until the client's deadline. What is held is given back at its end.
-fn relay(
-    messages: Streaming<FitResponse>,
-    deadline: Option<Instant>,
-    held: (Account, OwnedSemaphorePermit),
-) -> impl futures::Stream<Item = Result<FitResponse, Status>> {
-    stream::unfold(Some((messages, held)), move |going| async move {
-        let (mut messages, held) = going?;
-        let next = match deadline {
-            None => messages.message().await,
-            Some(deadline) => {
-                timeout_at(deadline, messages.message()).await.unwrap_or_else(|_| Err(too_late()))
-            }
-        };
-        match next {
-            Ok(Some(message)) => Some((Ok(message), Some((messages, held)))),
-            Ok(None) => None,
-            Err(status) => Some((Err(passed(&status)), None)),
-        }
-    })
 }
 
 /// A worker's answer, until the client's deadline. The transports between have clocks of their own, which end a call as
 /// CANCELLED.
-async fn in_time<T>(
+pub(crate) async fn in_time<T>(
     deadline: Option<Instant>,
     answer: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<Response<T>, Status> {
@@ -245,12 +186,12 @@ async fn in_time<T>(
     }
 }
 
-fn too_late() -> Status {
+pub(crate) fn too_late() -> Status {
     Status::deadline_exceeded("the deadline came before the worker was done")
 }
 
 /// A worker's status as the client gets it: without the metadata of the way between.
-fn passed(status: &Status) -> Status {
+pub(crate) fn passed(status: &Status) -> Status {
     // What came from the worker has no source; what broke on the way has.
     if status.source().is_some() {
         tracing::warn!(code = ?status.code(), "a reward worker was lost in the middle of a profile's call");

@@ -186,6 +186,7 @@ impl Checker {
                 "guidances",
                 format!("has {} entries; at most {MAX_GUIDANCES} are allowed", terms.len()),
             );
+            return Vec::new();
         }
         let mut valid = Vec::with_capacity(terms.len());
         for (i, term) in terms.into_iter().enumerate() {
@@ -210,7 +211,7 @@ impl Checker {
                     }
                     // It contrasts a model with itself.
                     let revision = (guidance.method == LINEAR_ALIGNMENT).then(|| base.to_owned());
-                    valid.push(ValidGuidance { guidance, strength, clip, revision });
+                    valid.push(ValidGuidance { guidance: *guidance, strength, clip, revision });
                 }
                 None => self.fail(field("guidance"), "is required"),
             }

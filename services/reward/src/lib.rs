@@ -30,7 +30,7 @@ pub use config::{Args, RewardConfig};
 pub use profiles::ProfilesConfig;
 pub use worker::Worker;
 
-use attune_service::{metrics::Metrics, server::Drain};
+use attune_service::{metrics::Metrics, server::Drain, service::until_shutdown};
 use tokio_util::sync::CancellationToken;
 
 /// Loads the model, serves until `shutdown`, and drains. What it measures of itself goes into `metrics`.
@@ -43,5 +43,8 @@ pub async fn run(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> anyhow::Result<Drain> {
-    Worker::start_with(config, metrics).await?.serve(shutdown).await
+    match until_shutdown(&shutdown, Worker::start_with(config, metrics)).await? {
+        Some(started) => started.serve(shutdown).await,
+        None => Ok(Drain::Complete),
+    }
 }

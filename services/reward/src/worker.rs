@@ -98,7 +98,10 @@ impl Worker {
         let api = Api::new(persrm, commands.clone(), context, slots, max, config.server.limits.clocks());
         let server = Server::new(&config.server, Door::generators())
             .add_service(RewardServiceServer::new(api).max_decoding_message_size(max))
-            .add_service(ProfileServiceServer::new(people).max_decoding_message_size(max));
+            .add_service(
+                ProfileServiceServer::new(people)
+                    .max_decoding_message_size(config.server.max_request_bytes()),
+            );
         let bound = listener::open(&config.server).await?;
         let service = Service::new(&config.server, server, bound, engine, move || metrics.render()).await?;
         Ok(Self { service, commands, profiles })

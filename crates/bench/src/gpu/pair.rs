@@ -82,7 +82,7 @@ pub(super) fn guided(ids: Vec<u32>, tokens: usize, temperature: f32) -> Generate
         context: Reads::AsIs.into(),
         ..Guidance::default()
     };
-    let term = GuidanceTerm { guidance: Some(guidance), strength: Some(0.8), clip: None };
+    let term = GuidanceTerm { guidance: Some(guidance.into()), strength: Some(0.8), clip: None };
     GenerateRequest { guidances: vec![term], ..plain(ids, tokens, temperature) }
 }
 

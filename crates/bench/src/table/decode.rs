@@ -52,7 +52,7 @@ pub(super) fn guided(prompt: &[u32], tokens: u32) -> GenerateRequest {
         context: Reads::AsIs.into(),
         ..Guidance::default()
     };
-    let term = GuidanceTerm { guidance: Some(guidance), strength: Some(STRENGTH), clip: None };
+    let term = GuidanceTerm { guidance: Some(guidance.into()), strength: Some(STRENGTH), clip: None };
     GenerateRequest { guidances: vec![term], ..plain(prompt, tokens) }
 }
 

@@ -95,6 +95,6 @@ fn guided(text: usize, person: usize, tokens: u32) -> GenerateRequest {
         context: Reads::AsIs.into(),
         ..Guidance::default()
     };
-    let term = GuidanceTerm { guidance: Some(guidance), strength: Some(STRENGTH), clip: None };
+    let term = GuidanceTerm { guidance: Some(guidance.into()), strength: Some(STRENGTH), clip: None };
     GenerateRequest { guidances: vec![term], ..plain(&prompt(1000 + text as u64)[..PROMPT], tokens) }
 }

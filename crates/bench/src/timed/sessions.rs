@@ -9,7 +9,6 @@ use attune_proto::reward::v1::{
     Failed, FailureReason, Load, Normalization, Open, Opened, Reference, ResolvedGuidance, Rewards, open::By,
     prompt::Kind, request_frame, response_frame::Frame,
 };
-
 use attune_service::batching::{Batching, Begin, Demand};
 
 use super::TimedConfig;

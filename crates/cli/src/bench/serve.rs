@@ -164,7 +164,7 @@ fn requests(args: &ServeArgs, load: &Load, vocab: usize) -> Result<Vec<GenerateR
         // Token ids hold no place for a preference: the reward model reads them as they are.
         let context = if args.prompt_tokens.is_some() { Context::AsIs } else { Context::Unspecified };
         let guidance = Guidance { context: context.into(), ..Guidance::default() };
-        terms.push(GuidanceTerm { guidance: Some(guidance), ..GuidanceTerm::default() });
+        terms.push(GuidanceTerm { guidance: Some(guidance.into()), ..GuidanceTerm::default() });
     }
     let build = |prompt| {
         request::build(prompt, terms.clone(), &args.guidance, &args.sampling, &DetailArgs::default())

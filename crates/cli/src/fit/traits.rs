@@ -64,7 +64,7 @@ async fn answer(
 ) -> Result<String> {
     let messages = vec![ChatMessage { role: "user".to_owned(), content: question }];
     let term = profile.map(|profile| GuidanceTerm {
-        guidance: Some(Guidance { profile: Some(profile), ..Guidance::default() }),
+        guidance: Some(Box::new(Guidance { profile: Some(profile), ..Guidance::default() })),
         strength: Some(2.0),
         clip: None,
     });

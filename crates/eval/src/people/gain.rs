@@ -107,7 +107,7 @@ fn request(
         Guided::By(Vector::Weights(values)) => guidance.weights = Some(Weights { values: values.clone() }),
         Guided::By(Vector::Latent(values)) => guidance.latent = Some(Latent { values: values.clone() }),
     }
-    let term = GuidanceTerm { guidance: Some(guidance), strength: Some(asking.strength), clip: None };
+    let term = GuidanceTerm { guidance: Some(guidance.into()), strength: Some(asking.strength), clip: None };
     let messages = vec![ChatMessage { role: "user".to_owned(), content: prompt.text() }];
     GenerateRequest {
         prompt: Some(WirePrompt { kind: Some(Kind::Messages(ChatMessages { messages })) }),

@@ -52,18 +52,25 @@ impl Item {
     }
 }
 
+/// Refuses so little or so much feedback that there is no need to read it.
+///
+/// # Errors
+/// Too little, or too much.
+pub fn check_count(got: usize) -> Result<(), Refusal> {
+    match got {
+        0..LEAST => Err(Refusal::TooFew { got }),
+        LEAST..=MOST => Ok(()),
+        _ => Err(Refusal::TooMany { got }),
+    }
+}
+
 /// Refuses feedback that no fit can learn from.
 ///
 /// # Errors
 /// Too little, too much, all thumbs the same, or more than a quarter of it contradicted.
 pub fn check(items: &[Item]) -> Result<(), Refusal> {
     let got = items.len();
-    if got < LEAST {
-        return Err(Refusal::TooFew { got });
-    }
-    if got > MOST {
-        return Err(Refusal::TooMany { got });
-    }
+    check_count(got)?;
     let ups = items.iter().filter(|i| matches!(i.said, Said::Thumb { up: true, .. })).count();
     let downs = items.iter().filter(|i| matches!(i.said, Said::Thumb { up: false, .. })).count();
     if ups + downs == got && (ups == 0 || downs == 0) {

@@ -43,13 +43,8 @@ pub(crate) fn content(
     let mut refuse = |field: &str, what: String| wrong.push(Violation::new(format!("profile.{field}"), what));
 
     let text = profile.text.filter(|text| !text.trim().is_empty());
-    if let Some(text) = &text {
-        if text.len() > MAX_TEXT {
-            refuse("text", format!("the preference has {} bytes; {MAX_TEXT} are allowed", text.len()));
-        }
-        if text.contains('\0') {
-            refuse("text", "the preference holds the character NUL; leave it out".to_owned());
-        }
+    if let Some(Err(what)) = text.as_deref().map(preference) {
+        refuse("text", what);
     }
     let vector = match (profile.weights, profile.latent) {
         (None, None) => None,
@@ -109,6 +104,20 @@ pub(crate) fn content(
     }
 }
 
+/// Whether a preference in words can be kept.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn preference(text: &str) -> Result<(), String> {
+    if text.len() > MAX_TEXT {
+        return Err(format!("the preference has {} bytes; {MAX_TEXT} are allowed", text.len()));
+    }
+    if text.contains('\0') {
+        return Err("the preference holds the character NUL; leave it out".to_owned());
+    }
+    Ok(())
+}
+
 /// Whether a vector has the model's length (of a model that is not served here: a bounded one), and finite numbers.
 fn numbers(vector: &Vector, here: Option<Limits>) -> Result<(), (&'static str, String)> {
     let (field, what, values, expected) = match vector {
@@ -136,21 +145,30 @@ fn numbers(vector: &Vector, here: Option<Limits>) -> Result<(), (&'static str, S
     }
 }
 
-/// Feedback that may be kept.
+/// Whether so much feedback may be kept with one profile.
 ///
 /// # Errors
-/// INVALID_ARGUMENT names the first item at fault, or the bound.
-pub(crate) fn feedback(feedback: Vec<Feedback>) -> Result<Vec<Feedback>, Status> {
+/// INVALID_ARGUMENT names the bound.
+pub(crate) fn size(feedback: &[Feedback]) -> Result<(), Status> {
     let bytes: usize = feedback.iter().map(Feedback::encoded_len).sum();
     if feedback.len() > MAX_FEEDBACK.0 || bytes > MAX_FEEDBACK.1 {
         let message = format!(
-            "{} answers of {bytes} bytes came; {} of {} bytes together are allowed",
+            "{} answers of {bytes} bytes are too much for one profile; {} of {} bytes together are allowed",
             feedback.len(),
             MAX_FEEDBACK.0,
             MAX_FEEDBACK.1
         );
         return Err(status::invalid("feedback", message));
     }
+    Ok(())
+}
+
+/// Feedback that may be kept.
+///
+/// # Errors
+/// INVALID_ARGUMENT names the first item at fault, or the bound.
+pub(crate) fn feedback(feedback: Vec<Feedback>) -> Result<Vec<Feedback>, Status> {
+    size(&feedback)?;
     for (i, item) in feedback.iter().enumerate() {
         if item.prompt.as_ref().is_none_or(|prompt| prompt.kind.is_none()) {
             return Err(status::invalid(

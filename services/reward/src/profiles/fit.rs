@@ -13,9 +13,9 @@ use attune_proto::{
     profile::v1::{Feedback, FitMethod, FitReport, FitRequest, FitResponse, feedback::Kind},
     reward::v1::{Reference as WireReference, prompt},
 };
-use attune_service::{caller::Caller, status};
+use attune_service::{caller::Caller, progress::meanwhile, status};
 use futures::stream::BoxStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -26,8 +26,8 @@ use crate::resolve::Resolver;
 const PLACES: usize = 4;
 /// When it is worth to try again where all places are taken.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
-/// Messages that wait for the client to read them; progress beyond is left out.
-const MESSAGES: usize = 16;
+/// Messages that wait for the client to read them.
+const MESSAGES: usize = 2;
 /// The most tokens of prompts and answers in one fit.
 const MOST_TOKENS: usize = 1 << 18;
 
@@ -88,9 +88,10 @@ impl Fits {
         }
         let this = Arc::clone(self);
         let keep_feedback = request.keep_feedback;
-        let ready = tokio::task::spawn_blocking(move || this.prepare(request, found))
-            .await
-            .map_err(|e| Status::internal(format!("the fit broke off: {e}")))??;
+        // The place goes along: who no longer waits does not make room for others before this has ended.
+        let prepared = tokio::task::spawn_blocking(move || (this.prepare(request, found), place)).await;
+        let (ready, place) = prepared.map_err(|e| Status::internal(format!("the fit broke off: {e}")))?;
+        let ready = ready?;
         let (messages, stream) = mpsc::channel(MESSAGES);
         let kept = if keep_feedback { wire::kept(&ready.feedback) } else { wire::kept(&[]) };
         let keeping =
@@ -106,18 +107,17 @@ impl Fits {
         place: OwnedSemaphorePermit,
         messages: mpsc::Sender<Result<FitResponse, Status>>,
     ) {
-        let turn = tokio::select! {
-            turn = Arc::clone(&self.turn).acquire_owned() => turn,
-            () = messages.closed() => return,
-        };
+        let (progress, mut news) = watch::channel(FitResponse::default());
+        let turn = Arc::clone(&self.turn).acquire_owned();
+        let Some(turn) = meanwhile(&messages, &mut news, turn).await else { return };
         let Ready { job, text, .. } = ready;
         let reference = job.reference;
-        let (progress, this) = (messages.clone(), Arc::clone(&self));
+        let this = Arc::clone(&self);
         let fitted = tokio::task::spawn_blocking(move || {
             let _held = (turn, place);
             fit::fit(&this.persrm, &this.threads, &job, |step| tell(&progress, step))
-        })
-        .await;
+        });
+        let Some(fitted) = meanwhile(&messages, &mut news, fitted).await else { return };
         let done = match fitted {
             Err(error) => Err(Status::internal(format!("the fit broke off: {error}"))),
             Ok(Err(error)) => Err(refused(error)),
@@ -139,7 +139,9 @@ impl Fits {
 
     /// Checks and encodes all that the fit reads.
     fn prepare(&self, request: FitRequest, found: Option<(Profile, Vec<Feedback>)>) -> Result<Ready, Status> {
+        let (profile, kept) = found.map_or((None, Vec::new()), |(profile, kept)| (Some(profile), kept));
         let method = match FitMethod::try_from(request.method) {
+            Ok(FitMethod::Unspecified) if request.feedback.is_empty() => self.same_method(profile.as_ref()),
             Ok(FitMethod::Unspecified | FitMethod::Weights) => Method::Weights,
             Ok(FitMethod::Latent) => Method::Latent,
             Err(_) => {
@@ -147,11 +149,13 @@ impl Fits {
                 return Err(status::invalid("method", message));
             }
         };
-        let (profile, kept) = found.map_or((None, Vec::new()), |(profile, kept)| (Some(profile), kept));
         let before = profile.as_ref().and_then(|p| p.content.reference);
         let reference = self.reference(request.reference, before)?;
         let text = request.text.or_else(|| profile.as_ref().and_then(|p| p.content.text.clone()));
         let text = text.filter(|text| !text.trim().is_empty());
+        if let Some(text) = &text {
+            check::preference(text).map_err(|what| status::invalid("text", what))?;
+        }
         let new = check::feedback(request.feedback)?;
         // Without consent to keep it, what was kept is deleted, and serves no more fits but one that asks for it.
         let use_kept = request.keep_feedback || new.is_empty();
@@ -164,6 +168,10 @@ impl Fits {
             let message = "no feedback came, and none is kept with the profile; send some";
             return Err(status::invalid("feedback", message));
         }
+        fit::feedback::check_count(feedback.len()).map_err(|refusal| refused(refusal.into()))?;
+        if request.keep_feedback {
+            check::size(&feedback)?;
+        }
         let mut tokens = 0;
         let mut items = Vec::with_capacity(feedback.len());
         for (index, one) in feedback.iter().enumerate() {
@@ -171,14 +179,23 @@ impl Fits {
                 .item(one, text.as_deref())
                 .map_err(|(field, message)| status::invalid(format!("feedback[{index}]{field}"), message))?;
             tokens += item.answers().map(|a| item.prompt.len() + a.ids.len()).sum::<usize>();
+            if tokens > MOST_TOKENS {
+                let message = format!(
+                    "prompts and answers up to feedback[{index}] are {tokens} tokens together; {MOST_TOKENS} are allowed"
+                );
+                return Err(status::invalid("feedback", message));
+            }
             items.push(item);
         }
-        if tokens > MOST_TOKENS {
-            let message =
-                format!("prompts and answers are {tokens} tokens together; {MOST_TOKENS} are allowed");
-            return Err(status::invalid("feedback", message));
-        }
         Ok(Ready { job: Job { items, reference, method, start, spread: None }, text, feedback })
+    }
+
+    /// How a profile was fitted, where this model can fit so.
+    fn same_method(&self, profile: Option<&Profile>) -> Method {
+        match profile.and_then(|p| p.content.vector.as_ref()) {
+            Some(Vector::Latent(_)) if self.persrm.latent().is_some() => Method::Latent,
+            _ => Method::Weights,
+        }
     }
 
     /// The weights to go on from: of a profile for this very model, measured against the same.
@@ -305,20 +322,15 @@ struct Keeping {
     based_on: BasedOn,
 }
 
-/// Tells of a step, where there is room; ends the fit where nobody reads any more.
-fn tell(messages: &mpsc::Sender<Result<FitResponse, Status>>, step: Progress) -> ControlFlow<()> {
-    if messages.is_closed() {
-        return ControlFlow::Break(());
-    }
+/// Tells of a step; ends the fit where nobody reads any more.
+fn tell(progress: &watch::Sender<FitResponse>, step: Progress) -> ControlFlow<()> {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let accuracy = step.accuracy.map(|a| a as f32);
-    // The last place is for the end. A step that finds no room is told of by the next one.
-    if messages.capacity() > 1 {
-        let response =
-            FitResponse { done: count(step.done), total: count(step.total), accuracy, profile: None };
-        let _ = messages.try_send(Ok(response));
+    let step = FitResponse { done: count(step.done), total: count(step.total), accuracy, profile: None };
+    match progress.send(step) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
     }
-    ControlFlow::Continue(())
 }
 
 fn refused(error: FitError) -> Status {
