@@ -212,3 +212,21 @@ impl Service {
         Ok(drained?)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_start_that_is_no_longer_wanted_ends() {
+        let shutdown = CancellationToken::new();
+        let started = until_shutdown(&shutdown, async { Ok(7) }).await;
+        assert_eq!(started.unwrap(), Some(7));
+        shutdown.cancel();
+        let started = until_shutdown(&shutdown, pending::<anyhow::Result<u32>>()).await;
+        assert_eq!(started.unwrap(), None);
+    }
+}
