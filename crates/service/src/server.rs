@@ -119,7 +119,7 @@ impl Server {
     }
 
     /// Adds a generated service. Set its message limit yourself:
-    /// `XServer::new(api).max_decoding_message_size(config.max_message_bytes)`.
+    /// `XServer::new(api).max_decoding_message_size(config.max_request_bytes())` where clients call it.
     #[must_use]
     pub fn add_service<S>(mut self, service: S) -> Self
     where

@@ -16,7 +16,7 @@
 {{- if and (eq $v.model.source "image") (not (hasPrefix "/" $v.model.path)) }}
 {{- fail (printf "%s.model.path is %q: with source image it is an absolute path in the image" $component $v.model.path) }}
 {{- end }}
-{{- if and (ne $v.model.source "image") $claim.create (gt $most 1) (not (or (has "ReadWriteMany" $claim.accessModes) (has "ReadOnlyMany" $claim.accessModes))) }}
+{{- if and (include "attune.onOneNode" $v.model) (gt $most 1) }}
 {{- fail (printf "%s may have %d pods, and its model claim serves one node: set %s.model.claim.accessModes to [ReadWriteMany], or name a claim that many can read" $component $most $component) }}
 {{- end }}
 {{- if and (gt (int $v.gpu.count) 0) (has $v.engine.device (list "" "cpu")) }}
@@ -57,4 +57,10 @@
 {{- fail "tls.clients: set both secret and name, the name that its certificate is for" }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Not empty where a model lies in a claim that the chart makes and one node alone can mount. */}}
+{{- define "attune.onOneNode" -}}
+{{- $many := or (has "ReadWriteMany" .claim.accessModes) (has "ReadOnlyMany" .claim.accessModes) -}}
+{{- if and (ne .source "image") .claim.create (not $many) }}true{{ end -}}
 {{- end }}

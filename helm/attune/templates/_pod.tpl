@@ -140,8 +140,7 @@ topologySpreadConstraints:
 {{- $v := index .root.Values .component -}}
 {{- $name := include "attune.componentName" . -}}
 {{- $strategy := .strategy -}}
-{{- $claim := $v.model.claim -}}
-{{- if and (ne $v.model.source "image") $claim.create (not (or (has "ReadWriteMany" $claim.accessModes) (has "ReadOnlyMany" $claim.accessModes))) -}}
+{{- if include "attune.onOneNode" $v.model -}}
 {{- /* The volume is on one node: the old pod has to let go of it first. */ -}}
 {{- $strategy = dict "type" "Recreate" -}}
 {{- end -}}

@@ -40,14 +40,14 @@ impl AnswerReader {
     }
 
     /// Puts the base model's log-probabilities into the feedback; it takes as long as the answers are.
-    /// `read` is told of every answer, and how many there are; the reading ends where it breaks off.
+    /// `step` is told of every answer, and how many there are; the reading ends where it breaks off.
     ///
     /// # Errors
     /// INVALID_ARGUMENT names the feedback at fault; CANCELLED; INTERNAL where the device failed.
     pub(crate) fn fill(
         &self,
         feedback: &mut [Feedback],
-        mut read: impl FnMut(usize, usize) -> ControlFlow<()>,
+        mut step: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<(), Status> {
         let mut behind = Vec::with_capacity(feedback.len());
         let mut tokens = 0;
@@ -65,7 +65,7 @@ impl AnswerReader {
         let (mut done, all) = (0, behind.iter().map(|texts| texts.answers.len()).sum());
         for (item, texts) in feedback.iter_mut().zip(&behind) {
             for (answer, log_prob) in texts.answers.iter().zip(log_probs(item)) {
-                if read(done, all).is_break() {
+                if step(done, all).is_break() {
                     return Err(Status::cancelled("nobody waits for the fit any more"));
                 }
                 let read = self.model.log_prob_on(&texts.prompt, answer, &self.threads).map_err(|error| {

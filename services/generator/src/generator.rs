@@ -91,8 +91,9 @@ impl Generator {
         })?;
         let mut connections = JoinSet::new();
         connections.spawn(roster.run());
-        let (max, most) = (config.server.max_request_bytes(), config.server.max_message_bytes);
-        let profiles = Profiles::new(api.workers.clone(), api.quotas.clone(), most, api.clocks, answers);
+        let max = config.server.max_message_bytes;
+        let profiles = Profiles::new(api.workers.clone(), api.quotas.clone(), max, api.clocks, answers);
+        let max = config.server.max_request_bytes();
         let server = Server::new(&config.server, config.auth.door(config.server.reload())?)
             .add_service(GeneratorServiceServer::new(api).max_decoding_message_size(max))
             .add_service(ProfileServiceServer::new(profiles).max_decoding_message_size(max));

@@ -187,7 +187,7 @@ pub(crate) async fn in_time<T>(
 }
 
 pub(crate) fn too_late() -> Status {
-    Status::deadline_exceeded("the deadline came before the worker was done")
+    Status::deadline_exceeded("the deadline came before the call was done")
 }
 
 /// A worker's status as the client gets it: without the metadata of the way between.
